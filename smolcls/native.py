@@ -1,0 +1,73 @@
+"""llama.cpp's binding, loaded once, quiet, and kind to the other programs on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from smolcls.errors import require
+
+log = logging.getLogger("smolcls.llamacpp")
+
+# OpenMP's workers spin while they wait for each other. Without a bound, two busy processes beside us
+# stretch a 50 ms call to seconds; with none at all (OMP_WAIT_POLICY=passive) an idle machine is
+# nearly twice as slow. A bounded spin keeps both short; 300 is too few, 10,000 varies.
+_SPIN_COUNT = "3000"
+_SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+
+_lock = threading.Lock()
+_recent: deque[str] = deque(maxlen=8)
+_callback: Any = None  # llama.cpp keeps the bare pointer: the object must outlive every call
+
+
+def llama() -> Any:
+    """The module `llama_cpp`, its log turned into records of the logger `smolcls.llamacpp`.
+
+    Raises:
+        MissingExtraError: llama-cpp-python is not installed.
+    """
+    with _lock:
+        return _load()
+
+
+def recent_log() -> str:
+    """llama.cpp's last warnings and errors in one line, for a message about a failure."""
+    return "; ".join(_recent)
+
+
+@lru_cache(maxsize=1)
+def _load() -> Any:
+    with _bounded_spin():
+        binding = require("llama_cpp", extra="llamacpp", purpose="Running a GGUF model")
+
+    def forward(level: int, text: bytes, _data: Any) -> None:
+        message = text.decode("utf-8", "replace").strip()
+        if message and level in (3, 4):  # GGML_LOG_LEVEL_WARN, GGML_LOG_LEVEL_ERROR
+            _recent.append(message)
+        log.debug("%s", message)
+
+    global _callback
+    _callback = binding.llama_log_callback(forward)
+    binding.llama_log_set(_callback, ctypes.c_void_p(0))
+    binding.llama_backend_init()
+    return binding
+
+
+@contextlib.contextmanager
+def _bounded_spin() -> Iterator[None]:
+    """Set the spin bound while libgomp loads, which reads it once; never over the user's own setting."""
+    if any(name in os.environ for name in _SPIN_VARIABLES):
+        yield
+        return
+    os.environ[_SPIN_VARIABLES[0]] = _SPIN_COUNT
+    try:
+        yield
+    finally:
+        os.environ.pop(_SPIN_VARIABLES[0], None)
