@@ -7,11 +7,86 @@
 Importing this package loads no model and no native library.
 """
 
+import atexit as _atexit
+import threading as _threading
+from collections.abc import Iterable as _Iterable
+
+from smolcls.breaker import CircuitBreaker
 from smolcls.calibration import Calibration
 from smolcls.classifier import Classifier, Scores
-from smolcls.errors import SmolclsError
+from smolcls.errors import (
+    BackendError,
+    BackendTimeoutError,
+    BackendUnavailableError,
+    CircuitOpenError,
+    ConfigError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    SmolclsError,
+)
 from smolcls.prediction import Prediction, StageTrace
 from smolcls.registry import load
+from smolcls.router import ConfidenceRouter
+from smolcls.settings import default_router as _default_router
+from smolcls.settings import load_router
+from smolcls.stage import Stage
 from smolcls.task import Label, Task
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BackendTimeoutError",
+    "BackendUnavailableError",
+    "Calibration",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "Classifier",
+    "ConfidenceRouter",
+    "ConfigError",
+    "InputError",
+    "Label",
+    "MissingExtraError",
+    "ModelError",
+    "Prediction",
+    "Scores",
+    "SmolclsError",
+    "Stage",
+    "StageTrace",
+    "Task",
+    "classify",
+    "classify_batch",
+    "load",
+    "load_router",
+]
+
+_lock = _threading.Lock()
+_router: ConfidenceRouter | None = None
+
+
+def classify(text: str) -> Prediction:
+    """Classify one text with the chain that the environment, a `smolcls.toml` or the default names.
+
+    The chain is made on the first call and shared by all threads; see `smolcls.settings`.
+
+    Raises:
+        InputError: the text is not a string, or is empty or blank.
+        SmolclsError: no stage of the chain could answer, or it is configured wrongly.
+    """
+    return _shared().classify(text)
+
+
+def classify_batch(texts: _Iterable[str]) -> list[Prediction]:
+    """Classify texts, in order, with the chain that `classify` uses."""
+    return _shared().classify_batch(texts)
+
+
+def _shared() -> ConfidenceRouter:
+    global _router
+    with _lock:
+        if _router is None:
+            _router = _default_router()
+            # Freed before the interpreter's own teardown, where native finalisers have nothing to stand on.
+            _atexit.register(_router.close)
+        return _router

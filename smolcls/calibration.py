@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smolcls.errors import ConfigError, InputError
+from smolcls.files import read_json, write_text
 
 MIN_ROWS = 30
 FORMAT = "smolcls-calibration-1"
@@ -42,13 +43,16 @@ class Calibration:
     nll_after: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.temperature, (int, float)) and 0.01 <= self.temperature <= 100):
-            raise ConfigError(f"A temperature must lie between 0.01 and 100; found {self.temperature!r}.")
+        temperature = self.temperature
+        number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+        if not number or not 0.01 <= temperature <= 100:
+            raise ConfigError(f"A temperature must be a number from 0.01 to 100; found {temperature!r}.")
+        for name in ("task", "model", "backend"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"A calibration's {name} must be a text; found {getattr(self, name)!r}.")
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
-        from smolcls.files import write_text
-
         write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
 
     @classmethod
@@ -59,11 +63,11 @@ class Calibration:
             ConfigError: the file is missing or is not a calibration.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.pop("format") != FORMAT:
+            content = read_json(Path(path))
+            if content.pop("format", None) != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(
                 f"{path} is not a calibration that smolcls wrote ({error}). Make it again with: smolcls calibrate"
             ) from error
@@ -97,10 +101,15 @@ def mean_nll(rows: Sequence[Sequence[float]], truth: Sequence[int], temperature:
 def fit_temperature(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> float:
     """The temperature in [0.05, 20] with the least negative log-likelihood.
 
-    In 1/T the loss is convex, so in log T it has one minimum; golden-section search finds it.
+    In 1/T the loss is convex, so in log T it has one minimum; golden-section search finds it. Where every
+    row is right by far the loss is 0 over a range, and the end of it that sharpens least is taken.
+
+    Args:
+        rows: label log-probabilities, one sequence of the same length a row.
+        truth: index of the true label of each row.
 
     Raises:
-        InputError: fewer than `MIN_ROWS` rows, or rows and truth of different lengths.
+        InputError: fewer than `MIN_ROWS` rows, an index that is no label's, or a true label with the probability 0.
     """
     if len(rows) != len(truth):
         raise InputError(f"Expected one true label a row; found {len(rows)} rows and {len(truth)} labels.")
@@ -108,6 +117,12 @@ def fit_temperature(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> fl
         raise InputError(
             f"A temperature fitted on {len(rows)} rows would be noise; at least {MIN_ROWS} held-out rows are needed."
         )
+    for position, (row, index) in enumerate(zip(rows, truth, strict=True), start=1):
+        if not 0 <= index < len(row):
+            raise InputError(f"Row {position}: expected the index of one of {len(row)} labels; found {index}.")
+        # Such a row costs infinitely much at every temperature: there would be nothing to compare.
+        if not math.isfinite(row[index]) or not all(value < math.inf for value in row):
+            raise InputError(f"Row {position}: expected finite log-probabilities; found {list(row)}.")
     low, high = math.log(0.05), math.log(20.0)
     ratio = (math.sqrt(5.0) - 1.0) / 2.0
     while high - low > 1e-4:

@@ -55,6 +55,7 @@ class Classifier(ABC):
     name: ClassVar[str] = "classifier"
     #: Whether this backend's probabilities are measured frequencies without a fitted temperature.
     inherently_calibrated: ClassVar[bool] = False
+    _closed = False
 
     def __init__(
         self,
@@ -97,6 +98,8 @@ class Classifier(ABC):
             InputError: an item is not a string, or is empty or blank; none is classified then.
             SmolclsError: the backend could not answer; the message says why and what to do.
         """
+        if self._closed:
+            raise BackendError("This classifier was closed; make a new one.")
         items = check_texts(texts)
         if not items:
             return []
@@ -121,7 +124,8 @@ class Classifier(ABC):
         return [list(prediction.probabilities.values()) for prediction in self.classify_batch(texts)]
 
     def close(self) -> None:
-        """Free what the backend holds. Calling it twice does no harm."""
+        """Free what the backend holds. Calling it twice does no harm; classifying afterwards is an error."""
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +142,7 @@ class Classifier(ABC):
             raise BackendError(
                 f"{self.name} was to score the labels {', '.join(names)} with log-probabilities; it returned {values}."
             )
-        temperature = self.calibration.temperature if self.calibration else 1.0
+        temperature = 1.0 if self.calibration is None else self.calibration.temperature
         probabilities = dict(zip(names, apply_temperature(values, temperature), strict=True))
         label, confidence = max(probabilities.items(), key=lambda item: item[1])
         return Prediction(
@@ -174,12 +178,15 @@ def check_texts(texts: Iterable[str]) -> list[str]:
     """
     if isinstance(texts, (str, bytes)):
         raise InputError("Expected a list of texts; found a single one. For one text call classify().")
+    if not isinstance(texts, Iterable):
+        raise InputError(f"Expected a list of texts; found {type(texts).__name__}.")
     items = list(texts)
     for position, text in enumerate(items):
         try:
             clean(text)
         except InputError as error:
-            raise InputError(f"Text {position + 1} of {len(items)}: {error}" if len(items) > 1 else str(error)) from None
+            place = f"Text {position + 1} of {len(items)}: " if len(items) > 1 else ""
+            raise InputError(f"{place}{error}") from None
     return items
 
 

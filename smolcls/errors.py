@@ -62,6 +62,14 @@ def pip_line(extra: str) -> str:
     return f'pip install "smolcls[{extra}]"'
 
 
+def missing(module: str, *, extra: str, purpose: str) -> MissingExtraError:
+    """The error for a package that is not installed, with the command that installs it."""
+    return MissingExtraError(
+        f"{purpose} needs the package `{module.partition('.')[0]}`, which is not installed. "
+        f"Install it with: {pip_line(extra)}"
+    )
+
+
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Import `module`, or raise `MissingExtraError` with the command that installs it.
 
@@ -71,10 +79,7 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{purpose} needs the package `{(error.name or module).partition('.')[0]}`, which is not installed. "
-            f"Install it with: {pip_line(extra)}"
-        ) from error
+        raise missing(error.name or module, extra=extra, purpose=purpose) from error
     except (ImportError, OSError, RuntimeError) as error:
         raise MissingExtraError(
             f"{purpose} needs the package `{module}`, which is installed but does not load: {error}. "

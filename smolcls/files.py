@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -15,7 +17,12 @@ import platformdirs
 def cache_folder() -> Path:
     """Where built models are kept: `SMOLCLS_CACHE`, or the user's cache folder."""
     named = os.environ.get("SMOLCLS_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("smolcls")
+    return user_path(named) if named else platformdirs.user_cache_path("smolcls")
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as a user writes it: `~` is the home folder, where there is one."""
+    return Path(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
@@ -37,9 +44,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, whole or not at all."""
+    """Write UTF-8 text, whole or not at all, with the line ends it has: a Modelfile's are tokens of the frame."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it is not a JSON object")
+    return content
 
 
 def sha256(path: Path) -> str:

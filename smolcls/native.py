@@ -9,10 +9,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
-from smolcls.errors import require
+from smolcls.errors import BackendError, require
 
 log = logging.getLogger("smolcls.llamacpp")
 
@@ -25,6 +25,7 @@ _SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _lock = threading.Lock()
 _recent: deque[str] = deque(maxlen=8)
 _callback: Any = None  # llama.cpp keeps the bare pointer: the object must outlive every call
+_process: int | None = None  # the process whose threads llama.cpp computes with
 
 
 def llama() -> Any:
@@ -37,12 +38,34 @@ def llama() -> Any:
         return _load()
 
 
+def computing_here() -> None:
+    """To be called before every computation, which llama.cpp shares out to threads of this process.
+
+    Raises:
+        BackendError: this process was forked from one that has computed. Its threads do not live on
+            here, and OpenMP's first parallel loop would wait for them for ever.
+    """
+    global _process
+    if _process is None:
+        _process = os.getpid()
+    if _process != os.getpid():
+        raise BackendError(
+            "llama.cpp cannot compute in a process that was forked after it was used. Start worker processes with "
+            "the method 'spawn' or 'forkserver', or classify for the first time after the fork."
+        )
+
+
 def recent_log() -> str:
-    """llama.cpp's last warnings and errors in one line, for a message about a failure."""
-    return "; ".join(_recent)
+    """llama.cpp's last warnings and errors since `forget_log`, in one line for a message about a failure."""
+    return "; ".join(_recent) or "it gives no reason"
 
 
-@lru_cache(maxsize=1)
+def forget_log() -> None:
+    """Let `recent_log` begin anew: what an earlier model was warned of does not explain a failure of this one."""
+    _recent.clear()
+
+
+@cache
 def _load() -> Any:
     with _bounded_spin():
         binding = require("llama_cpp", extra="llamacpp", purpose="Running a GGUF model")

@@ -24,16 +24,23 @@ from smolcls.task import Task
 END_OF_TURN = "<|im_end|>"
 ELLIPSIS = " […] "
 
-# Control tokens of SmolLM2 (its vocabulary's first seventeen), and of the other model families that
-# can stand as a base: Llama, Mistral, Gemma. Any <|…|> is covered by the pattern's first branch.
-_NAMED_TOKENS = (
-    "repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed jupyter_start "
-    "jupyter_text jupyter_code jupyter_output jupyter_script empty_output "
-    "s /s unk pad bos eos mask sep cls start_of_turn end_of_turn"
-).split()
+# Control tokens that no pattern catches: SmolLM2's (its vocabulary's first seventeen), and those of other
+# families that a base can come from: StarCoder, Llama, Gemma, Command R in angles, Mistral in brackets.
+_IN_ANGLES = """
+    repo_name reponame file_sep filename gh_stars issue_start issue_comment issue_closed jupyter_start
+    jupyter_text jupyter_code jupyter_output jupyter_script empty_output
+    fim_prefix fim_middle fim_suffix fim_pad s /s unk pad bos eos mask sep cls BOS_TOKEN EOS_TOKEN
+    start_of_turn end_of_turn start_of_image end_of_image
+"""
+_IN_BRACKETS = """
+    INST /INST SYSTEM_PROMPT /SYSTEM_PROMPT AVAILABLE_TOOLS /AVAILABLE_TOOLS TOOL_CALLS TOOL_RESULTS /TOOL_RESULTS
+    TOOL_CONTENT IMG IMG_BREAK IMG_END PREFIX MIDDLE SUFFIX THINK /THINK AUDIO BEGIN_AUDIO
+"""
+# A bar, ASCII's or the full-width one of DeepSeek, at one end of the name or at both (Gemma 4 has `<turn|>`).
+_BARRED = r"[|｜][^<>|｜\s]{1,40}[|｜]?>|[^<>|｜\s]{1,40}[|｜]>"
 _SPECIAL_TOKEN = re.compile(
-    r"<(?=\|[^<>|\s]{1,40}\|>|(?:" + "|".join(map(re.escape, _NAMED_TOKENS)) + r")>)"
-    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|AVAILABLE_TOOLS)\])"
+    rf"<(?={_BARRED}|(?:{'|'.join(map(re.escape, _IN_ANGLES.split()))})>)"
+    rf"|\[(?=(?:{'|'.join(map(re.escape, _IN_BRACKETS.split()))})\])"
 )
 
 
@@ -61,11 +68,14 @@ def suffix() -> str:
 
 
 def system_message(task: Task) -> str:
-    """The instruction, followed by the labels' descriptions where the task asks for them."""
-    if not task.describe_labels or not any(label.description for label in task.labels):
-        return task.instruction
-    lines = [f"{label.name}: {label.description}" for label in task.labels]
-    return "\n".join([task.instruction, *lines])
+    """The instruction, followed by the labels' descriptions where the task asks for them.
+
+    A task file may come from anywhere: no more than a text can it end the turn.
+    """
+    lines = [task.instruction]
+    if task.describe_labels and any(label.description for label in task.labels):
+        lines += [f"{label.name}: {label.description}" for label in task.labels]
+    return neutralise("\n".join(lines))
 
 
 def render(task: Task, text: str) -> Prompt:
@@ -87,9 +97,11 @@ def clean(text: str) -> str:
     """
     if not isinstance(text, str):
         raise InputError(f"A text to classify must be a str; found {type(text).__name__}.")
-    if not text.isascii():
-        # A lone surrogate has no UTF-8 form; native libraries would refuse or crash on it.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # A lone surrogate has no UTF-8 form; native libraries would refuse or crash on it. UTF-16 joins pairs.
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     text = text.replace("\x00", "\N{REPLACEMENT CHARACTER}").strip()
     if not text:
         raise InputError("The text to classify is empty. Expected at least one character that is not a blank.")
@@ -99,7 +111,8 @@ def clean(text: str) -> str:
 def neutralise(text: str) -> str:
     """Break up spellings of special tokens: `<|im_end|>` becomes `< |im_end|>`.
 
-    A blank keeps the text readable for the model and cannot be part of a special token.
+    A blank keeps the text readable for the model and cannot be part of a special token. No part of the
+    result spells one either, for a spelling is found without looking at what stands around it.
     """
     return _SPECIAL_TOKEN.sub(lambda match: match.group() + " ", text)
 
@@ -109,7 +122,11 @@ def shorten(text: str, max_bytes: int) -> str:
 
     Bytes bound the tokens (a byte-level tokenizer needs at most one token a byte), so the limit holds
     for any text without tokenising it first. Head and tail get half each: a request stands at the
-    start or, below something pasted, at the end.
+    start or, below something pasted, at the end. A cut creates no special token: each half is a part of
+    the text, and none can reach over the ellipsis and its blanks.
+
+    Args:
+        max_bytes: at least 64, as `Task` checks.
     """
     if len(text) * 4 <= max_bytes:
         return text
@@ -119,5 +136,4 @@ def shorten(text: str, max_bytes: int) -> str:
     room = max_bytes - len(ELLIPSIS.encode())
     head = data[: room - room // 2].decode("utf-8", "ignore").rstrip()
     tail = data[-(room // 2) :].decode("utf-8", "ignore").lstrip()
-    # The cut can join two halves of a broken-up token only through the ellipsis, never directly.
     return head + ELLIPSIS + tail

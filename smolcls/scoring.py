@@ -42,13 +42,15 @@ class LabelTrie:
         end: the token that ends a turn.
 
     Raises:
-        ModelError: a label has no tokens, or two labels have the same ones.
+        ModelError: a label has no tokens, two labels have the same ones, or one holds the end of the turn.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], end: int) -> None:
         tuples = [tuple(sequence) for sequence in sequences]
         if not all(tuples):
             raise ModelError("The model's tokenizer gives no tokens for a label; rename the label.")
+        if any(end in sequence for sequence in tuples):
+            raise ModelError("The model's tokenizer finds the end of the turn in a label; rename the label.")
         if len(set(tuples)) < len(tuples):
             raise ModelError("Two labels have the same tokens under the model's tokenizer; rename one of them.")
         self.size = len(tuples)

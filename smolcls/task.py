@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from smolcls.errors import ConfigError
 
 DEFAULT_TASK = "three-type"
 SHIPPED_TASKS = ("three-type",)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,9 @@ class Label:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or self.name != self.name.strip():
-            raise ConfigError(
-                f"A label's name must be a non-empty text without blanks around it; found {self.name!r}."
-            )
-        if any(ord(character) < 32 for character in self.name):
-            raise ConfigError(f"A label's name must not hold control characters; found {self.name!r}.")
+            raise ConfigError(f"A label's name must be a non-empty text without blanks around it; found {self.name!r}.")
+        _check_text(self.name, "A label's name", allowed="")
+        _check_text(self.description, f"The description of the label {self.name!r}")
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class Task:
         max_text_bytes: int = 1000,
         rules: str | Path | None = None,
     ) -> None:
-        if isinstance(labels, str):
-            raise ConfigError(f"Task(labels=…) takes a list of labels; found the text {labels!r}.")
+        if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+            raise ConfigError(f"Task(labels=…) takes a list of labels; found {labels!r}.")
         if isinstance(labels, Mapping):
             labels = [Label(key, text) for key, text in labels.items()]
         made = tuple(item if isinstance(item, Label) else Label(item) for item in labels)
@@ -83,14 +85,23 @@ class Task:
         if len(set(names)) != len(names):
             twice = sorted({label for label in names if names.count(label) > 1})
             raise ConfigError(f"A task's labels must differ; found twice: {', '.join(twice)}.")
-        if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"A task's name must consist of letters, digits, '-' and '_'; found {name!r}.")
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            # It becomes a file's and an Ollama model's name, which take no more than that everywhere.
+            raise ConfigError(
+                "A task's name must be 1 to 64 of the letters A to Z, digits, '-' and '_', and start with a letter or "
+                f"digit; found {name!r}."
+            )
+        _check_text(instruction, "A task's instruction")
+        if instruction and not instruction.strip():
+            raise ConfigError(f"A task's instruction must say what to do, or be left out; found {instruction!r}.")
+        if not isinstance(describe_labels, bool):
+            raise ConfigError(f"describe_labels must be True or False; found {describe_labels!r}.")
         if isinstance(max_text_bytes, bool) or not isinstance(max_text_bytes, int) or max_text_bytes < 64:
             raise ConfigError(f"max_text_bytes must be a whole number of at least 64; found {max_text_bytes!r}.")
         object.__setattr__(self, "labels", made)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "instruction", instruction or f"Classify the input: {_either(names)}.")
-        object.__setattr__(self, "describe_labels", bool(describe_labels))
+        object.__setattr__(self, "describe_labels", describe_labels)
         object.__setattr__(self, "max_text_bytes", max_text_bytes)
         object.__setattr__(self, "rules", None if rules is None else Path(rules))
 
@@ -120,10 +131,16 @@ class Task:
         Raises:
             ConfigError: no such task or file, or a file that is not a task.
         """
+        if not isinstance(source, (str, Path)):
+            raise ConfigError(f"A task is a Task, a name or the path of a TOML file; found {source!r}.")
         if str(source) in SHIPPED_TASKS:
             return _shipped(str(source))
         path = Path(source)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError:  # a name too long for a file, say
+            there = False
+        if not there:
             raise ConfigError(
                 f"No task {str(source)!r}: expected one of {', '.join(SHIPPED_TASKS)}, or the path of a TOML file."
             )
@@ -146,7 +163,7 @@ class Task:
                 f'{where} must hold a table [labels] of label names to descriptions, such as: spam = "unwanted mail"; '
                 f"found {labels!r}."
             )
-        known: dict[str, type] = {
+        known: dict[str, type | tuple[type, ...]] = {
             "name": str,
             "instruction": str,
             "describe_labels": bool,
@@ -167,7 +184,8 @@ def check_keys(found: Mapping[str, Any], known: Mapping[str, type | tuple[type, 
     for key, value in found.items():
         if key not in known:
             raise ConfigError(f"{where} has an unknown key {key!r}; known are {', '.join(sorted(known))}.")
-        kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
+        expected = known[key]
+        kinds = expected if isinstance(expected, tuple) else (expected,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise ConfigError(f"{where}: {key} must be a {wanted}; found {value!r}.")
@@ -180,11 +198,19 @@ def as_task(task: Task | str | Path | None) -> Task:
     return Task.load(DEFAULT_TASK if task is None else task)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shipped(name: str) -> Task:
     folder = files("smolcls") / "tasks"
     text = (folder / f"{name.replace('-', '_')}.toml").read_text(encoding="utf-8")
     return Task.from_toml(text, where=f"task {name}", folder=Path(str(folder)))
+
+
+def _check_text(text: str, what: str, *, allowed: str = "\t\n\r") -> None:
+    """Raise `ConfigError` for what has no UTF-8 form, or for control characters, which files and servers drop."""
+    if not isinstance(text, str):
+        raise ConfigError(f"{what} must be a text; found {text!r}.")
+    if any(unicodedata.category(character) in {"Cc", "Cs"} and character not in allowed for character in text):
+        raise ConfigError(f"{what} must not hold control characters or lone surrogates; found {text!r}.")
 
 
 def _read(path: Path) -> str:

@@ -6,7 +6,6 @@ Kalajdzievski 2023). It is done here in float32, tensor by tensor, on the unquan
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,20 @@ import numpy.typing as npt
 
 from smolcls.errors import ModelError
 from smolcls.export.safetensors import SafetensorsFile
+from smolcls.files import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_PARTS = (".lora_A.weight", ".lora_B.weight")
+
+# What a plain merge would get wrong: other arithmetic, other shapes, weights beside the two matrices.
+_UNSUPPORTED = (
+    "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
+    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+)  # fmt: skip
+# Initialisations that change the base; the adapter is then the difference to a base that nobody else has.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 class LoraAdapter:
@@ -32,40 +41,29 @@ class LoraAdapter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            config = read_json(folder / CONFIG)
             if config.get("peft_type") != "LORA":
                 raise ValueError(f"peft_type is {config.get('peft_type')!r}, not 'LORA'")
             rank, alpha = int(config["r"]), float(config["lora_alpha"])
             if rank < 1:
                 raise ValueError(f"r is {rank}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder} is not a LoRA adapter: {error}.") from error
-        unsupported = [
-            key
-            for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
-            if config.get(key)
-        ]
-        if unsupported or config.get("bias", "none") != "none":
-            raise ModelError(
-                f"{folder}: an adapter with {', '.join(unsupported) or 'biases'} cannot be merged; "
-                "train one without, or merge it with PEFT and export the merged folder."
-            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{folder} is not a LoRA adapter: {error}. Expected a folder saved by PEFT.") from error
+        _check_kind(folder, config)
         self.scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         self._file = SafetensorsFile(folder / WEIGHTS)
-        self._modules = sorted({name.rpartition(".lora_")[0] for name in self._file.names})
+        self._modules = self._check_weights(rank)
 
     @property
     def modules(self) -> list[str]:
         """Names of the weights that the adapter changes, as Hugging Face names them, without `.weight`."""
-        return [name.removeprefix(_PREFIX) for name in self._modules]
+        return sorted(self._modules)
 
     def delta(self, module: str) -> npt.NDArray[np.float32] | None:
         """What to add to a module's weight, shape (out, in), or None where the adapter leaves it alone."""
-        name = _PREFIX + module
-        if name not in self._modules:
+        if module not in self._modules:
             return None
-        down = self._file.read(f"{name}.lora_A.weight")
-        up = self._file.read(f"{name}.lora_B.weight")
+        down, up = (self._file.read(_PREFIX + module + part) for part in _PARTS)
         return np.asarray(self.scale * (up @ down), dtype=np.float32)
 
     def add_to(self, module: str, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -86,8 +84,33 @@ class LoraAdapter:
             raise ModelError(f"{self.folder}: merging gives values that are not finite in {module}.")
         return merged
 
+    def _check_weights(self, rank: int) -> set[str]:
+        """The modules that have both matrices of this rank; anything else in the file is refused."""
+        names = set(self._file.names)
+        modules = {name.removeprefix(_PREFIX).removesuffix(part) for name in names for part in _PARTS}
+        modules = {module for module in modules if {_PREFIX + module + part for part in _PARTS} <= names}
+        foreign = sorted(names - {_PREFIX + module + part for module in modules for part in _PARTS})
+        if foreign:
+            raise ModelError(f"{self.folder}: the adapter's tensor {foreign[0]} cannot be merged into a linear layer.")
+        for module in modules:
+            down, up = (self._file.shape(_PREFIX + module + part) for part in _PARTS)
+            if len(down) != 2 or len(up) != 2 or down[0] != rank or up[1] != rank:
+                raise ModelError(
+                    f"{self.folder}: {module} has matrices of the shapes {down} and {up}; expected rank {rank}, as "
+                    f"{CONFIG} says."
+                )
+        return modules
 
-def describe(folder: Path) -> dict[str, Any]:
-    """The adapter's configuration, as PEFT wrote it."""
-    content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    return content
+
+def _check_kind(folder: Path, config: dict[str, Any]) -> None:
+    unsupported = [key for key in _UNSUPPORTED if config.get(key)]
+    if config.get("bias", "none") != "none":
+        unsupported.append("bias")
+    if str(config.get("init_lora_weights")).lower().startswith(_CHANGES_BASE):
+        unsupported.append("init_lora_weights")
+    if unsupported:
+        found = ", ".join(f"{key}={config[key]!r}" for key in unsupported)
+        raise ModelError(
+            f"{folder}: an adapter with {found} cannot be merged here; train one without, or merge it with PEFT and "
+            "export the merged folder."
+        )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 
 from smolcls.errors import ConfigError, ModelError
 from smolcls.files import replacing
-from smolcls.native import llama
+from smolcls.native import forget_log, llama, recent_log
 from smolcls.scan import scan
 
 #: Quantisation names → llama.cpp's `llama_ftype` constants, as its binding names them.
@@ -46,10 +47,9 @@ def quantise(source: Path, target: Path, kind: str = "Q4_K_M", *, threads: int =
     parameters = binding.llama_model_quantize_default_params()
     parameters.ftype = getattr(binding, KINDS[kind])
     parameters.nthread = threads
+    forget_log()
     with replacing(target) as temporary:
-        code = binding.llama_model_quantize(
-            str(source).encode(), str(temporary).encode(), ctypes.byref(parameters)
-        )
+        code = binding.llama_model_quantize(os.fsencode(source), os.fsencode(temporary), ctypes.byref(parameters))
         if code != 0:
-            raise ModelError(f"llama.cpp could not quantise {source} to {kind} (code {code}).")
+            raise ModelError(f"llama.cpp could not quantise {source} to {kind} (code {code}): {recent_log()}.")
         scan(temporary)

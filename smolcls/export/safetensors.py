@@ -43,8 +43,12 @@ class SafetensorsFile:
                 begin, end = entry["data_offsets"]
                 if not 0 <= begin <= end <= size - self._start:
                     raise ValueError(f"the tensor {name} lies outside the file")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{path} is not a whole safetensors file: {error}. Download or export it again.") from error
+                if not isinstance(entry["dtype"], str) or not all(int(count) > 0 for count in entry["shape"]):
+                    raise ValueError(f"the tensor {name} has no type or no values")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"{path} is not a whole safetensors file: {error}. Download or export it again."
+            ) from error
 
     @property
     def names(self) -> list[str]:

@@ -1,0 +1,34 @@
+"""`smolcls build`: base weights, adapter and recipe become a quantised model."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from smolcls import build as builder
+from smolcls.cli.progress import StepBars
+from smolcls.task import DEFAULT_TASK, Task
+
+
+@click.command("build")
+@click.argument("task_name", metavar="[TASK]", default=DEFAULT_TASK)
+@click.option(
+    "--base", default="bundled", show_default=True, metavar="BASE",
+    help="The base: bundled, a GGUF file, a Hugging Face folder, or a Hub id.",
+)  # fmt: skip
+@click.option("--quantisation", default="Q4_K_M", show_default=True, help="F16, Q4_K_M, Q4_0, Q5_K_M, Q6_K or Q8_0.")
+@click.option("--force", is_flag=True, help="Build even where a build is there.")
+def command(task_name: str, base: str, quantisation: str, force: bool) -> None:
+    """Build the model of a TASK (three-type, or a TOML file) with its Modelfile, in the user's cache.
+
+    The first `smolcls classify` does this by itself for the embedded default. Nothing is downloaded
+    unless BASE is a Hub id. SMOLCLS_CACHE names another folder.
+    """
+    task = Task.load(task_name)
+    with StepBars() as bars:
+        built = builder.build(task, base=base, quantisation=quantisation, force=force, progress=bars.update)
+    size = built.model.stat().st_size / 1e6
+    click.echo(f"{'built' if built.fresh else 'found'} {built.model} ({size:.0f} MB)")
+    click.echo(f"Modelfile {built.modelfile}")
+    click.echo(f"with Ollama: ollama create {task.name} -f {shlex.quote(str(built.modelfile))}")

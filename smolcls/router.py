@@ -1,0 +1,214 @@
+"""A chain of classifiers that answers by calibrated confidence and survives their failures.
+
+Each stage sees only what the stages before it did not accept. The router is a `Classifier` itself, so
+routers nest. It knows thresholds and failures, and nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from smolcls.classifier import Classifier, Scores, check_texts
+from smolcls.errors import (
+    BackendError,
+    BackendTimeoutError,
+    CircuitOpenError,
+    ConfigError,
+    MissingExtraError,
+    ModelError,
+    SmolclsError,
+)
+from smolcls.prediction import Prediction, StageTrace
+from smolcls.runner import StageRunner
+from smolcls.stage import Stage
+from smolcls.task import Task
+
+# A stage with a time-out gets so many texts at once: its limit grows with them, and a hanging stage
+# must not hold a large batch for long.
+_TIMED_CHUNK = 16
+
+
+class ConfidenceRouter(Classifier):
+    """Stages in order; the first that is confident enough answers.
+
+    Args:
+        stages: `Stage`s, specifications or classifiers. The last one always answers: its thresholds are
+            not asked. If it fails, the most confident answer that an earlier stage gave is taken.
+        task: the task that every stage has; None is the shipped three-type task.
+        min_confidence: below this confidence of the final answer the label is None.
+        clock: a monotonic clock in seconds for the circuit breakers; tests give their own.
+
+    Raises:
+        ConfigError: no stages; a stage names a label that the task does not have, or was given a
+            classifier with other labels.
+    """
+
+    name: ClassVar[str] = "router"
+
+    def __init__(
+        self,
+        stages: Iterable[Stage | str | Classifier],
+        *,
+        task: Task | str | Path | None = None,
+        min_confidence: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(task=task, min_confidence=min_confidence)
+        if isinstance(stages, (str, Stage, Classifier)):
+            raise ConfigError(f"A router takes a list of stages; found a single one: {stages!r}.")
+        made = [stage if isinstance(stage, Stage) else Stage(stage) for stage in stages]
+        if not made:
+            raise ConfigError("A router needs at least one stage; found none.")
+        for stage in made:
+            for label in sorted(stage.labels() - set(self.task.names)):
+                raise ConfigError(
+                    f"The stage {stage.name!r} names the label {label!r} in accept or threshold; "
+                    f"the task's are {', '.join(self.task.names)}."
+                )
+        self._closed = False
+        self._runners = [StageRunner(stage, self.task, clock) for stage in made]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, in order."""
+        return [runner.stage for runner in self._runners]
+
+    @property
+    def breakers(self) -> list[str]:
+        """The state of each stage's circuit breaker: `closed`, `open` or `half-open`."""
+        return [runner.breaker.state for runner in self._runners]
+
+    def classify_batch(self, texts: Iterable[str]) -> list[Prediction]:
+        """Classify texts, in order; each goes down the chain until a stage accepts it.
+
+        Raises:
+            InputError: an item is not a string, or is empty or blank.
+            BackendError: no stage could answer; the message names each with its reason.
+        """
+        calls = [_Call(text) for text in check_texts(texts)]
+        if self._closed:
+            raise BackendError("This router was closed; make a new one.")
+        for position, runner in enumerate(self._runners):
+            waiting = [call for call in calls if call.answer is None]
+            if waiting:
+                _run_stage(runner, waiting, last=position == len(self._runners) - 1)
+        return [self._finish(call) for call in calls]
+
+    def score_batch(self, texts: Sequence[str]) -> list[Scores]:
+        """The final probabilities as scores, so that a router can stand wherever a classifier does."""
+        return [
+            Scores(
+                tuple(math.log(max(p, 1e-300)) for p in prediction.probabilities.values()),
+                prediction.truncated,
+                prediction.label_mass,
+                prediction.rule,
+            )
+            for prediction in self.classify_batch(texts)
+        ]
+
+    def close(self) -> None:
+        """Close the classifiers that the router made; a call still under way closes its own when it ends."""
+        self._closed = True
+        with ExitStack() as stack:  # one that fails to close does not keep the others open
+            for runner in self._runners:
+                stack.callback(runner.close)
+
+    def _finish(self, call: _Call) -> Prediction:
+        best = call.best()
+        if best is None:
+            reasons = "; ".join(f"{step.stage}: {step.reason.rstrip('.')}" for step in call.trace)
+            raise BackendError(f"No stage of the router could answer. {reasons}.")
+        names = self.task.names
+        label = best.label
+        if label is None:  # the stage abstained by a limit of its own; here the router's counts
+            label = max(names, key=lambda name: best.probabilities[name])
+        return replace(
+            best,
+            label=label if best.confidence >= self.min_confidence else None,
+            probabilities={name: best.probabilities[name] for name in names},
+            latency_ms=call.spent_ms,
+            trace=tuple(call.trace),
+        )
+
+
+class _Call:
+    """One text on its way down the chain."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.trace: list[StageTrace] = []
+        self.spent_ms = 0.0
+        self.answer: Prediction | None = None
+        self.proposals: list[Prediction] = []
+
+    def consider(self, prediction: Prediction, stage: Stage, latency_ms: float, *, last: bool) -> None:
+        """Take a stage's prediction as the answer, or note why not."""
+        outcome, reason = judge(prediction, stage, last=last)
+        self._note(StageTrace(stage.name, outcome, reason, prediction.label, prediction.confidence, latency_ms))
+        self.trace += [replace(step, stage=f"{stage.name}/{step.stage}") for step in prediction.trace]
+        if outcome == "accepted":
+            self.answer = prediction
+        else:
+            self.proposals.append(prediction)
+
+    def failed(self, error: SmolclsError, stage: Stage, latency_ms: float) -> None:
+        """Note that a stage could not answer."""
+        self._note(StageTrace(stage.name, _outcome(error), str(error), latency_ms=latency_ms))
+
+    def best(self) -> Prediction | None:
+        """The answer, else the most confident proposal (the earliest of equals), else None."""
+        if self.answer is not None:
+            return self.answer
+        return max(self.proposals, key=lambda prediction: prediction.confidence, default=None)
+
+    def _note(self, step: StageTrace) -> None:
+        self.trace.append(step)
+        self.spent_ms += step.latency_ms
+
+
+def _run_stage(runner: StageRunner, waiting: list[_Call], *, last: bool) -> None:
+    """Let one stage answer the texts that are left; a failure is noted for all that it has not answered."""
+    size = len(waiting) if runner.stage.timeout is None else _TIMED_CHUNK
+    for begin in range(0, len(waiting), size):
+        chunk = waiting[begin : begin + size]
+        start = time.perf_counter()
+        try:
+            predictions = runner.run([call.text for call in chunk])
+        except SmolclsError as error:
+            unanswered = waiting[begin:]
+            spent = (time.perf_counter() - start) * 1000.0 / len(unanswered)
+            for call in unanswered:
+                call.failed(error, runner.stage, spent)
+            return
+        spent = (time.perf_counter() - start) * 1000.0 / len(chunk)
+        for call, prediction in zip(chunk, predictions, strict=True):
+            call.consider(prediction, runner.stage, spent, last=last)
+
+
+def judge(prediction: Prediction, stage: Stage, *, last: bool) -> tuple[str, str]:
+    """Whether a stage's prediction is the answer: the outcome as a `StageTrace` names it, and the reason."""
+    label, confidence = prediction.label, prediction.confidence
+    if last:
+        return "accepted", "the last stage always answers"
+    if label is None:
+        return "abstained", f"it abstained at confidence {confidence:.2f}"
+    least = stage.least_confidence(label)
+    if least is None:
+        return "not-accepted-label", f"answers with the label {label} are not taken here"
+    if confidence < least:
+        return "below-threshold", f"confidence {confidence:.2f} is below {least:.2f}"
+    return "accepted", f"confidence {confidence:.2f} reaches {least:.2f}"
+
+
+def _outcome(error: SmolclsError) -> str:
+    if isinstance(error, CircuitOpenError):
+        return "breaker-open"
+    if isinstance(error, BackendTimeoutError):
+        return "timed-out"
+    return "unavailable" if isinstance(error, (MissingExtraError, ModelError, ConfigError)) else "failed"

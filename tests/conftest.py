@@ -1,0 +1,34 @@
+"""Every test runs as on a fresh machine: no settings of the user's, and a working folder of its own.
+
+The cache of built models is left as it is, for building one takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stages import stage_threads, until
+
+
+@pytest.fixture(autouse=True)
+def fresh_surroundings() -> Iterator[None]:
+    with tempfile.TemporaryDirectory(prefix="smolcls-test-") as folder, pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name == "OLLAMA_HOST" or (name.startswith("SMOLCLS_") and name != "SMOLCLS_CACHE"):
+                patch.delenv(name)
+        work = Path(folder) / "work"
+        work.mkdir()
+        patch.chdir(work)
+        patch.setenv("XDG_CONFIG_HOME", str(Path(folder) / "config"))
+        yield
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    """A router's threads end when what they wait for has come."""
+    yield
+    until(lambda: not stage_threads())
