@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -79,7 +80,7 @@ def test_a_temperature_keeps_the_order_and_the_sum(values: list[float], temperat
     assert math.isclose(math.fsum(probabilities), 1.0, abs_tol=1e-12)
     assert all(0.0 <= value <= 1.0 for value in probabilities)
     order = sorted(range(len(values)), key=values.__getitem__)
-    assert all(probabilities[low] <= probabilities[high] for low, high in zip(order, order[1:], strict=False))
+    assert all(probabilities[low] <= probabilities[high] for low, high in itertools.pairwise(order))
 
 
 def test_log_softmax_bears_extremes() -> None:

@@ -137,8 +137,8 @@ def foreign_errors() -> list[BaseException]:
             if inspect.isclass(made) and issubclass(made, BaseException):
                 words = [] if "__init__" in vars(made) and len(inspect.signature(made).parameters) == 0 else ["words"]
                 found.append(special.get(name) or made(*words))
-    builtin: list[type[Exception]] = [ConnectionError, TimeoutError, OSError, ValueError, TypeError, AttributeError]
-    return [*found, *(kind("words") for kind in [*builtin, RuntimeError, RecursionError])]
+    builtin = (ConnectionError, TimeoutError, OSError, ValueError, TypeError, AttributeError, RecursionError)
+    return [*found, *(kind("words") for kind in builtin)]
 
 
 @pytest.mark.parametrize("foreign", foreign_errors(), ids=lambda error: type(error).__name__)

@@ -85,10 +85,7 @@ def test_exceptions_of_strangers(error: Exception, reason: str, timeout: float |
         (lambda texts: None, "was to return a list of 1 predictions; returned None"),
         (lambda texts: "prompt", "was to return a list of 1 predictions; returned prompt"),
         (lambda texts: [], "was to return a list of 1 predictions; returned []"),
-        (
-            lambda texts: [*predicting()(texts), *predicting()(texts)],
-            "was to return a list of 1 predictions; returned [Pred",
-        ),  # type: ignore[misc]
+        (lambda texts: predicting()(texts * 2), "was to return a list of 1 predictions; returned [Prediction("),
         (lambda texts: ["prompt"], "was to return predictions; returned 'prompt'"),
         (predicting(label="spam"), "answered with labels that are not the task's: Prediction(label='spam'"),
         (predicting(probabilities={"spam": 1.0}), "answered with labels that are not the task's"),

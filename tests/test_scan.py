@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 from pathlib import Path
@@ -73,7 +74,7 @@ def test_a_missing_file(path: Path) -> None:
 
 def test_a_folder(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(ModelError, match="is not a whole GGUF file: .*Build or download it again"):
+    with pytest.raises(ModelError, match=r"is not a whole GGUF file: .*Build or download it again"):
         scan(path)
 
 
@@ -137,9 +138,8 @@ def test_mutated_headers_are_scanned_or_refused(path: Path) -> None:
             patch = generator.choice((generator.randbytes(1), b"\xff" * 8, b"\0" * 8, generator.randbytes(8)))
             mutated[place : place + len(patch)] = patch
         path.write_bytes(mutated)
-        try:
+        with contextlib.suppress(ModelError):
             assert scan(path).tensors > 0
-        except ModelError as error:
-            refused += 1
-            assert str(path) in str(error)
+            continue
+        refused += 1
     assert refused > 200

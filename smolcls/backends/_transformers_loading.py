@@ -96,9 +96,7 @@ def place(torch: Any, device: Any, dtype: Any) -> tuple[Any, Any]:
     try:
         chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device must be a torch device such as 'cpu', 'cuda' or 'cuda:1'; found {device!r}."
-        ) from error
+        raise ConfigError(f"device must be a torch device such as 'cpu' or 'cuda:1'; found {device!r}.") from error
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise errors.BackendUnavailableError(
             f"device={str(device)!r} was asked for; torch finds {torch.cuda.device_count()} CUDA devices. "
@@ -165,11 +163,11 @@ def _read_tokenizer(path: Path) -> Any:
     return tokenizers.Tokenizer.from_buffer(path.read_bytes())
 
 
-def _weights(transformers: Any, name: str, dtype: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+def _weights(transformers: Any, name: str, dtype: Any, **options: Any) -> Any:
+    """The model, and transformers' report of how its weights were found."""
+    return transformers.AutoModelForCausalLM.from_pretrained(
         name, dtype=dtype, trust_remote_code=False, output_loading_info=True, **options
     )
-    return model, report
 
 
 def _load_gguf(transformers: Any, path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
@@ -222,9 +220,7 @@ def _check_whole(source: str | Path, model: Any, tokenizer: Any, report: dict[st
         raise ModelError(f"{source} lacks {len(missing)} of the model's weights, such as {missing[0]}. Save it again.")
     known, rows = tokenizer.get_vocab_size(), model.get_input_embeddings().weight.shape[0]
     if known > rows:
-        raise ModelError(
-            f"{source}: its tokenizer has {known} tokens and its model {rows}; they do not belong together."
-        )
+        raise ModelError(f"{source}: its tokenizer has {known} tokens, its model {rows}; they do not belong together.")
 
 
 def _cache_argument(source: str | Path, model: Any) -> str:
