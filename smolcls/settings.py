@@ -34,6 +34,7 @@ from typing import Any
 import platformdirs
 
 from smolcls import registry
+from smolcls.build import shipped_adapter
 from smolcls.errors import ConfigError, SmolclsError
 from smolcls.router import ConfidenceRouter
 from smolcls.stage import Stage
@@ -94,15 +95,17 @@ def router_from(chain: str, task: Task | None = None) -> ConfidenceRouter:
 
 
 def default_stages(task: Task | None = None) -> list[Stage]:
-    """Rules for sure commands, the embedded model where its extra is installed, then rules.
+    """Rules for sure commands, the embedded model where it was fine-tuned and its extra is installed, then rules.
 
     Args:
         task: the task to be decided; one without the label `command` has no first stage.
     """
-    first = [Stage("rules", accept={"command": 0.99})] if "command" in as_task(task).names else []
+    wanted = as_task(task)
+    first = [Stage("rules", accept={"command": 0.99})] if "command" in wanted.names else []
     last = Stage("rules")
     try:
-        usable = registry.find("llamacpp").why_unavailable() is None
+        # A base that was not fine-tuned for the task answers at random, and is sure of it.
+        usable = shipped_adapter(wanted) is not None and registry.find("llamacpp").why_unavailable() is None
     except SmolclsError:
         usable = False
     # Below one half the model is undecided between labels, and a rule that matched knows more.

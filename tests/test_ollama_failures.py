@@ -197,15 +197,6 @@ def test_the_first_failure_ends_a_batch(server: OllamaServer) -> None:
     assert len(server.requests) <= 8
 
 
-def test_a_closed_classifier_says_so(server: OllamaServer) -> None:
-    classifier = OllamaClassifier(host=server.host)
-    classifier.close()
-    classifier.close()
-    for texts in (["a"], ["a", "b"]):
-        with pytest.raises(BackendError, match="closed; make a new one"):
-            classifier.classify_batch(texts)
-
-
 def test_closing_while_a_request_is_out_raises_no_foreign_error(server: OllamaServer) -> None:
     server.reply = lambda body: Reply(whole(), delay=0.5)
     classifier = OllamaClassifier(host=server.host, timeout=5)

@@ -8,7 +8,7 @@ that several labels share is walked further. Where labels have one spelling each
 bounded:
 
 - A label that the tokens do not show gets the most it can have: the least probability shown, or its
-  part of what is left to 1, whichever is smaller. A shown label's probability is thus never too high.
+  part of what is left to 1, whichever is smaller. That can only lower the probability of a label that is shown.
 - A shared way taken with a probability under `NEGLIGIBLE` is divided evenly instead of being asked for.
 - A label ends where the end of the turn comes. That token writes nothing, and others that write nothing
   (control tokens, parts of characters) look the same; it is one of them, so it gets the largest of them.

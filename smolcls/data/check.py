@@ -159,9 +159,15 @@ def _families(items: Iterable[_Item]) -> Iterator[Finding]:
 
 
 def _near_copies(items: Sequence[_Item]) -> tuple[list[Finding], list[Finding]]:
-    """Leaks between parts, and near-copies whose families would let them part at the next split."""
+    """Leaks between parts, and near-copies whose families would let them part at the next split.
+
+    Two families that came together through others are not told again: mended one after the other, the links
+    lead to an end.
+    """
     leaks, apart = [], []
-    for pair in near.pairs([item.row.text for item in items]):
+    number: dict[tuple[str, str], int] = {}
+    groups = [number.setdefault((item.part, own_family(item.row)), len(number)) for item in items]
+    for pair in near.links([item.row.text for item in items], groups, near.Joined(len(number))):
         one, other = items[pair.first], items[pair.second]
         if near.normalise(one.row.text) == near.normalise(other.row.text):
             continue  # told as copies already
@@ -169,7 +175,7 @@ def _near_copies(items: Sequence[_Item]) -> tuple[list[Finding], list[Finding]]:
         shown = f"{_short(one.row.text)} and {_short(other.row.text)} share {pair.overlap:.0%} of their 4-grams"
         if one.part != other.part:
             leaks.append(Finding("copy-leak", f"{_list(places)}: {shown}; move one, with its family.", places))
-        elif own_family(one.row) != own_family(other.row):
+        else:
             apart.append(Finding("near-copies", f"{_list(places)}: {shown}; give them one family.", places))
     return leaks, apart
 

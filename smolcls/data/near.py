@@ -1,4 +1,4 @@
-"""Near-copies of texts, found exactly: all pairs whose character 4-grams overlap by a threshold.
+"""Near-copies of texts, found exactly: pairs whose character 4-grams overlap by a threshold.
 
 Overlap is the Jaccard index of the sets of 4-grams. Comparing each text with each is avoided by prefix
 filtering (Bayardo, Ma and Srikant 2007, "Scaling Up All Pairs Similarity Search"): of two sets that overlap
@@ -59,30 +59,60 @@ def overlap(one: frozenset[str], other: frozenset[str]) -> float:
     return common / (len(one) + len(other) - common)
 
 
-def pairs(texts: Sequence[str], threshold: float = THRESHOLD) -> Iterator[Pair]:
-    """Every pair of texts that overlaps by `threshold` or more, equal normal forms of short texts included."""
-    seen: dict[str, list[int]] = defaultdict(list)
+class Joined:
+    """Groups, by number, that grow together; a set of them goes by its lowest number."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def root(self, group: int) -> int:
+        """The number that stands for all that were joined with this one."""
+        parent = self._parent
+        while parent[group] != group:
+            parent[group] = parent[parent[group]]
+            group = parent[group]
+        return group
+
+    def join(self, one: int, other: int) -> bool:
+        """Make two sets one; whether they were two."""
+        first, second = sorted((self.root(one), self.root(other)))
+        self._parent[second] = first
+        return first != second
+
+
+def links(texts: Sequence[str], groups: Sequence[int], joined: Joined, threshold: float = THRESHOLD) -> Iterator[Pair]:
+    """Near-copies in groups that were not joined yet; each one found joins its two.
+
+    So there are fewer links than groups, however many copies a template makes; and where a set of joined groups
+    lies on two sides of anything, one of its links does.
+
+    Args:
+        groups: the group of each text, a number below the count that `joined` was made for.
+    """
+    seen: dict[str, int] = {}
     sets: dict[int, frozenset[str]] = {}
     for position, text in enumerate(texts):
         found = grams(text)
         if len(found) >= MIN_GRAMS:
             sets[position] = found
             continue
-        key = normalise(text)
-        yield from (Pair(other, position, 1.0) for other in seen[key])
-        seen[key].append(position)
+        first = seen.setdefault(normalise(text), position)
+        if joined.join(groups[first], groups[position]):
+            yield Pair(first, position, 1.0)
     frequency = Counter(gram for found in sets.values() for gram in found)
     postings: dict[str, list[int]] = defaultdict(list)
     # Shortest first: then no later set is too short for an earlier one, and one bound on the size is enough.
     for position in sorted(sets, key=lambda item: len(sets[item])):
-        found = sets[position]
+        found, group = sets[position], groups[position]
         rarest = sorted(found, key=lambda gram: (frequency[gram], gram))[: _prefix(len(found), threshold)]
-        candidates = {other for gram in rarest for other in postings[gram]}
-        for other in candidates:
-            if len(sets[other]) >= threshold * len(found):
-                share = overlap(found, sets[other])
-                if share >= threshold:
-                    yield Pair(min(position, other), max(position, other), share)
+        least = threshold * len(found)
+        for other in sorted({other for gram in rarest for other in postings[gram]}):
+            if len(sets[other]) < least or joined.root(groups[other]) == joined.root(group):
+                continue
+            share = overlap(found, sets[other])
+            if share >= threshold:
+                joined.join(group, groups[other])
+                yield Pair(min(position, other), max(position, other), share)
         for gram in rarest:
             postings[gram].append(position)
 

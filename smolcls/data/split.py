@@ -65,46 +65,18 @@ def split(
 def families(rows: Sequence[Row]) -> list[str]:
     """Each row's family: the one it names or its own, joined with those of its near-copies."""
     own = [own_family(row) for row in rows]
-    rank: dict[str, int] = {}
-    for name in own:
-        rank.setdefault(name, len(rank))
-    joined = Joined(rank)
-    for pair in near.pairs([row.text for row in rows]):
-        joined.join(own[pair.first], own[pair.second])
-    return [joined.root(name) for name in own]
+    names = list(dict.fromkeys(own))
+    number = {name: position for position, name in enumerate(names)}
+    joined = near.Joined(len(names))
+    groups = [number[name] for name in own]
+    for _ in near.links([row.text for row in rows], groups, joined):
+        pass  # each link joins its families
+    return [names[joined.root(group)] for group in groups]
 
 
 def own_family(row: Row) -> str:
     """The family that a row names, or one of its own."""
     return row.family or f"text:{near.normalise(row.text)}"
-
-
-class Joined:
-    """Sets of names that grow together; a set goes by its member of the lowest rank.
-
-    Args:
-        rank: the names, with their claim to stand for the others.
-    """
-
-    def __init__(self, rank: Mapping[str, int]) -> None:
-        self._rank = rank
-        self._parent: dict[str, str] = {}
-
-    def root(self, name: str) -> str:
-        """The name that stands for all that were joined with this one."""
-        passed = []
-        while (above := self._parent.get(name)) is not None:
-            passed.append(name)
-            name = above
-        for below in passed:
-            self._parent[below] = name
-        return name
-
-    def join(self, one: str, other: str) -> None:
-        """Make two sets one."""
-        first, second = sorted((self.root(one), self.root(other)), key=self._rank.__getitem__)
-        if first != second:
-            self._parent[second] = first
 
 
 def _draw(family: str, shares: Mapping[str, float], seed: int) -> str:
