@@ -39,10 +39,10 @@ def load(spec: str, **options: Any) -> Classifier:
     try:
         return backend.from_spec(argument if colon else None, **options)
     except TypeError as error:
-        # Only a call that does not fit the constructor is the caller's mistake: it fails before any frame below
-        # from_spec's. Elsewhere a TypeError is a bug, and stays one.
+        # Only a call that does not fit from_spec or the constructor is the caller's mistake: it fails before any
+        # frame below from_spec's. Elsewhere a TypeError is a bug, and stays one.
         below = error.__traceback__.tb_next if error.__traceback__ else None
-        if below is None or below.tb_next is not None or "argument" not in str(error):
+        if (below is not None and below.tb_next is not None) or "argument" not in str(error):
             raise
         raise ConfigError(
             f"The backend {name!r} cannot be made from {spec!r} with these options ({error}). "
@@ -106,5 +106,7 @@ def _entry_points() -> dict[str, list[EntryPoint]]:
 
 
 def _options(backend: type[Classifier]) -> list[str]:
-    parameters = list(inspect.signature(backend.__init__).parameters.values())[1:]
+    parameters = list(inspect.signature(backend.from_spec).parameters.values())[1:]
+    if any(item.kind is item.VAR_KEYWORD for item in parameters):
+        parameters += list(inspect.signature(backend.__init__).parameters.values())[1:]
     return [item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]

@@ -71,7 +71,6 @@ class ConfidenceRouter(Classifier):
                     f"The stage {stage.name!r} names the label {label!r} in accept or threshold; "
                     f"the task's are {', '.join(self.task.names)}."
                 )
-        self._closed = False
         self._runners = [StageRunner(stage, self.task, clock) for stage in made]
 
     @property

@@ -34,7 +34,6 @@ from typing import Any
 import platformdirs
 
 from smolcls import registry
-from smolcls.build import shipped_adapter
 from smolcls.errors import ConfigError, SmolclsError
 from smolcls.router import ConfidenceRouter
 from smolcls.stage import Stage
@@ -100,6 +99,8 @@ def default_stages(task: Task | None = None) -> list[Stage]:
     Args:
         task: the task to be decided; one without the label `command` has no first stage.
     """
+    from smolcls.build import shipped_adapter
+
     wanted = as_task(task)
     first = [Stage("rules", accept={"command": 0.99})] if "command" in wanted.names else []
     last = Stage("rules")

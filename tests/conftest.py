@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stages import stage_threads, until
+from stages import Gate, stage_threads, until
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +32,11 @@ def no_thread_is_left() -> Iterator[None]:
     """A router's threads end when what they wait for has come."""
     yield
     until(lambda: not stage_threads())
+
+
+@pytest.fixture
+def gate(no_thread_is_left: None) -> Iterator[Gate]:
+    """A gate that is opened at the end of the test, so that nobody waits there for ever."""
+    made = Gate("prompt")
+    yield made
+    made.open()

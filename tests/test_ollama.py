@@ -290,5 +290,6 @@ class TestContract(ClassifierContract):
         with OllamaServer(lambda body: generated(SURE, body)) as cls.server, cls().make() as made:
             yield made
 
-    def make(self, **options: Any) -> Classifier:
-        return smolcls.load("ollama", host=self.server.host, **options)
+    @classmethod
+    def make(cls, **options: Any) -> Classifier:
+        return smolcls.load("ollama", host=cls.server.host, **options)

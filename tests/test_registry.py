@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def function():
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install]:
     """Pretend that packages with these modules and entry points are installed beside the built-in ones."""
-    found = list(registry.entry_points(group=registry.GROUP))
+    found = list(entry_points(group=registry.GROUP))
     monkeypatch.setattr(registry, "entry_points", lambda group: found)
     monkeypatch.syspath_prepend(str(tmp_path))
     modules: list[str] = []
@@ -109,7 +109,9 @@ def test_a_backend_may_read_its_specification_itself(install: Install) -> None:
     install("own", "stranger_own:OwnSpec")
     assert smolcls.load("own:x", size=3).colour == "3"  # type: ignore[attr-defined]
     assert dict(registry.availability())["own"] == "it is only a test"
-    with pytest.raises(ConfigError, match=r"'own' cannot be made from 'own:x' with these options \(.*'colour'"):
+    with pytest.raises(
+        ConfigError, match=r"'own' cannot be made from 'own:x' with these options \(.*'colour'.*takes: size\."
+    ):
         smolcls.load("own:x", colour="red")
 
 

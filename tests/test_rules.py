@@ -23,7 +23,8 @@ def shipped() -> RulesClassifier:
 class TestContract(ClassifierContract):
     backend = "rules"
 
-    def make(self, **options: Any) -> Classifier:
+    @classmethod
+    def make(cls, **options: Any) -> Classifier:
         return smolcls.load("rules", **options)
 
     @pytest.fixture

@@ -19,6 +19,7 @@ from smolcls.calibration import Calibration
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, pip_line
 from smolcls.files import user_path
+from smolcls.native import log
 from smolcls.scan import scan
 from smolcls.task import Task
 
@@ -99,7 +100,10 @@ class LlamaCppClassifier(Classifier):
             return None
         fitted = Calibration.load(path)
         # The same folder may hold what transformers loads, which answers a little differently.
-        return self._checked(fitted) if fitted.backend == self.name else None
+        if fitted.backend != self.name or fitted.task != self.task.fingerprint:
+            log.warning("%s was fitted for another task or backend and is left aside", path)
+            return None
+        return fitted
 
 
 def _cores() -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import smolcls.build as builder
-from smolcls import prompt
+from smolcls import native, prompt
 from smolcls.backends import _transformers_loading as loading
 from smolcls.calibration import Calibration
 from smolcls.classifier import Classifier, Scores
@@ -130,7 +130,8 @@ class _Engine:
     """
 
     def __init__(self, source: str | Path, task: Task, device: str | None, dtype: Any) -> None:
-        self._torch = require("torch", extra="transformers", purpose=loading.PURPOSE)
+        with native._bounded_spin():  # torch shares its work out through OpenMP, as llama.cpp does
+            self._torch = require("torch", extra="transformers", purpose=loading.PURPOSE)
         transformers = require("transformers", extra="transformers", purpose=loading.PURPOSE)
         loading.computing_here()
         self._device, kind = loading.place(self._torch, device, dtype)
@@ -184,7 +185,7 @@ class _Engine:
     def _groups(self, tails: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:
         """Indices of texts that go through the model together: neighbours in length, for padding is lost work."""
         group: list[int] = []
-        frame = self._frame + len(self._trie.branches[0].path)
+        frame = self._frame + self._longest
         for index in sorted(range(len(tails)), key=lambda item: len(tails[item])):
             tokens = (len(group) + 1) * (frame + len(tails[index]))
             if group and (tokens > self._budget or len(group) == _MAX_TEXTS):

@@ -5,7 +5,7 @@ Problems make the rows unfit for training or its measurements; notes are for a p
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,15 +189,13 @@ def _balance(counts: Mapping[str, Mapping[str, int]], task: Task) -> Iterator[Fi
         if known[most] > IMBALANCE * known[least]:
             yield Finding(
                 "imbalance",
-                f"{part}: {most} has {known[most]} rows and {least} {known[least]}, more than {IMBALANCE} times as many.",
+                f"{part}: {most} has {known[most]} rows, more than {IMBALANCE} times the {known[least]} of {least}.",
             )
 
 
 def _long(items: Iterable[_Item], task: Task) -> Iterator[Finding]:
     places = tuple(
-        str(item)
-        for item in items
-        if len(item.row.text.strip().encode("utf-8", "surrogatepass")) > task.max_text_bytes
+        str(item) for item in items if len(item.row.text.strip().encode("utf-8", "surrogatepass")) > task.max_text_bytes
     )
     if places:
         yield Finding(

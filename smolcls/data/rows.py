@@ -10,7 +10,6 @@ Only a row's form is judged here. What the labels, texts and families are worth 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,9 +94,14 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, chat: bool = False) -> 
     Args:
         chat: write messages and nothing else, as trainers of chat models read them; families are lost.
     """
-    lines = (json.dumps(to_chat(row) if chat else row.to_dict(), ensure_ascii=False) for row in rows)
-    # A lone surrogate has no UTF-8 form; JSON escapes it.
-    write_text(Path(path), "".join(_encodable(line) + "\n" for line in lines))
+    write_text(Path(path), "".join(to_line(row, chat=chat) for row in rows))
+
+
+def to_line(row: Row, *, chat: bool = False) -> str:
+    """A row as a line of a JSONL file, its end included."""
+    line = json.dumps(to_chat(row) if chat else row.to_dict(), ensure_ascii=False)
+    # Only half a surrogate pair cannot be encoded; its replacement is the escape that JSON has for it.
+    return line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
 def to_chat(row: Row) -> dict[str, list[dict[str, str]]]:
@@ -115,7 +119,10 @@ def chat_prefix(messages: Iterable[str]) -> str:
     distinct = sorted(set(messages))
     if not distinct:
         return ""
-    common = os.path.commonprefix([distinct[0], distinct[-1]])
+    # What the first and the last in order of the alphabet share, all between them share.
+    first, last = distinct[0], distinct[-1]
+    parting = (place for place, (one, other) in enumerate(zip(first, last, strict=False)) if one != other)
+    common = first[: next(parting, len(first))]
     if len(distinct) < _MIN_MESSAGES:
         return CHAT_PREFIX if common.startswith(CHAT_PREFIX) else ""
     found = _FRAME.match(common)
@@ -199,7 +206,3 @@ def _asked(item: dict[str, Any] | InputError) -> str | None:
         return _turns(item["messages"], "")[0]
     except InputError:
         return None
-
-
-def _encodable(line: str) -> str:
-    return "".join(c if not "\ud800" <= c <= "\udfff" else f"\\u{ord(c):04x}" for c in line)

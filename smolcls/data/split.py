@@ -24,9 +24,7 @@ class Split:
     seed: int
 
 
-def split(
-    rows: Sequence[Row], *, validation: float = 0.06, test: float = 0.02, seed: int | None = None
-) -> Split:
+def split(rows: Sequence[Row], *, validation: float = 0.06, test: float = 0.02, seed: int | None = None) -> Split:
     """Split rows by family, stratified by label.
 
     A family is drawn by a hash of its name and the seed, and by nothing else: rows of new families move no

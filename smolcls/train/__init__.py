@@ -1,1 +1,16 @@
-"""From labelled rows to a fine-tuned adapter. Imported by the command line alone, inside its command."""
+"""From labelled rows to a fine-tuned model in Q4_K_M, with its calibration, metrics and Modelfile.
+
+    from smolcls.train import TrainConfig, train
+
+    run = train(TrainConfig(data="rows.jsonl", out=Path("runs/mine")), task="mine.toml")
+    run.model  # runs/mine/model.gguf
+
+Imported by the command line alone, inside its commands. Importing it loads no library.
+"""
+
+from smolcls.train.config import TrainConfig
+from smolcls.train.pipeline import export, export_checkpoint, train
+from smolcls.train.run import Run
+from smolcls.train.watch import Watcher
+
+__all__ = ["Run", "TrainConfig", "Watcher", "export", "export_checkpoint", "train"]

@@ -11,7 +11,6 @@ from typing import Any
 
 from smolcls import build, prompt
 from smolcls.errors import ModelError, require
-from smolcls.export import gguf
 from smolcls.scan import scan
 
 
@@ -35,6 +34,8 @@ def base_path(base: str | Path) -> Path:
 
 def check_exportable(path: Path) -> None:
     """Raise `ModelError` now for a base whose export would fail after hours of training."""
+    from smolcls.export import gguf
+
     gguf.open_source(path).write_metadata(_Nowhere())
 
 

@@ -53,7 +53,7 @@ def _results(metrics: Mapping[str, Any], task: Task) -> str:
     head = ["rows", "accuracy", *(f"recall of {name}" for name in task.names), "ECE", "NLL"]
     lines = ["| | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     for name, found in splits:
-        recalls = [f"{found['by_label'][label]['recall']:.1%}" for label in task.names]
+        recalls = [_recall(found["by_label"][label]) for label in task.names]
         cells = [str(found["rows"]), f"{found['accuracy']:.1%}", *recalls, f"{found['ece']:.3f}", f"{found['nll']:.3f}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     temperature = metrics["test"]["temperature"]
@@ -94,10 +94,15 @@ def _training(run: Run) -> str:
 
 
 def _limits(metrics: Mapping[str, Any], task: Task) -> str:
-    weakest = min(task.names, key=lambda name: metrics["test"]["by_label"][name]["recall"])
+    by_label = {name: found for name, found in metrics["test"]["by_label"].items() if found["rows"]}
+    weakest = min(by_label, key=lambda name: by_label[name]["recall"])
     lines = [
         f"- Texts are shortened to {task.max_text_bytes} bytes, head and tail kept.",
         "- The numbers above hold for texts like the held-out rows; measure on your own before you rely on them.",
-        f"- Weakest label on the test rows: {weakest}, {metrics['test']['by_label'][weakest]['recall']:.1%} recall.",
+        f"- Weakest label on the test rows: {weakest}, {_recall(by_label[weakest])} recall.",
     ]
     return "\n".join(lines)
+
+
+def _recall(found: Mapping[str, float]) -> str:
+    return f"{found['recall']:.1%}" if found["rows"] else "no rows"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from smolcls import prompt
+from smolcls.data.rows import Row
 from smolcls.errors import InputError
 from smolcls.task import Task
 
@@ -41,7 +42,7 @@ class Encoder:
         prefix, suffix = encode_frame(prompt.prefix(task), tokenizer), encode_frame(prompt.suffix(), tokenizer)
         return cls(task, tokenizer, prefix, suffix, answers)
 
-    def examples(self, rows: Iterable[Mapping[str, Any]], limit: int | None = None) -> list[Example]:
+    def examples(self, rows: Iterable[Row], limit: int | None = None) -> list[Example]:
         """Examples for the trainer: `input_ids` without the prefix, and `labels`, which are -100 off the answer.
 
         The parts are tokenised one by one and joined, as the backends do it; only the frame's own special
@@ -57,13 +58,11 @@ class Encoder:
         room = None if limit is None else limit - len(self.prefix)
         return made if room is None else [item for item in made if len(item["input_ids"]) <= room]
 
-    def _example(self, row: Mapping[str, Any], number: int) -> Example:
-        if row["label"] not in self.answers:
-            raise InputError(
-                f"Row {number} has the label {row['label']!r}; expected one of {', '.join(self.task.names)}."
-            )
-        asked = encode_text(prompt.render(self.task, row["text"]).text, self.tokenizer) + self.suffix
-        answer = self.answers[row["label"]]
+    def _example(self, row: Row, number: int) -> Example:
+        if row.label not in self.answers:
+            raise InputError(f"Row {number} has the label {row.label!r}; expected one of {', '.join(self.task.names)}.")
+        asked = encode_text(prompt.render(self.task, row.text).text, self.tokenizer) + self.suffix
+        answer = self.answers[row.label]
         return {"input_ids": asked + answer, "labels": [IGNORED] * len(asked) + answer}
 
 

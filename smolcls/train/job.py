@@ -20,7 +20,7 @@ class Job:
         config: settled settings.
         base: the GGUF file or folder of the base.
         encoder: what all rows share, in tokens.
-        train: examples in the order of training, for the whole run (a `datasets.Dataset`).
+        train: examples in the order of training, for the whole run.
         validation: examples that are evaluated.
         arguments: for `transformers.TrainingArguments`, without what depends on the device.
         metrics: computes the metrics of an evaluation from the likeliest tokens and the labels.
@@ -31,8 +31,8 @@ class Job:
     config: TrainConfig
     base: Path
     encoder: Encoder
-    train: Any
-    validation: Any
+    train: list[Example]
+    validation: list[Example]
     arguments: dict[str, Any]
     metrics: Callable[[Any], dict[str, float]]
     callbacks: list[Any]

@@ -3,18 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
-from smolcls.errors import ConfigError, require
+from smolcls.data.rows import read_rows
+from smolcls.errors import ConfigError, ModelError, missing, require
+from smolcls.export import modelfile
+from smolcls.export.quantize import check_kind
 from smolcls.files import write_text
 from smolcls.task import Task, as_task
-from smolcls.train import rows
-from smolcls.train.config import TrainConfig
+from smolcls.train import engine, rows
+from smolcls.train.base import base_path, check_exportable, quiet, read_tokenizer
+from smolcls.train.config import TrainConfig, settle
+from smolcls.train.encode import Encoder, Example
 from smolcls.train.run import Run
 from smolcls.train.steps import STEPS
 from smolcls.train.watch import Watcher
+
+# What every run needs to its end: a package that is missing is told of before hours of training.
+_NEEDED = ("numpy", "gguf", "filelock", "torch", "transformers", "accelerate", "peft")
+
+
+def train(
+    config: TrainConfig,
+    *,
+    task: Task | str | Path | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> Run:
+    """Train a model and export it; returns its run's folder.
+
+    Args:
+        config: the settings.
+        task: the task, its name or file; None is the shipped three-type task, or with `resume` the run's own.
+        resume: go on with the run in `config.out`: its settings and rows are kept, finished steps are skipped.
+        watcher: hears of progress.
+
+    Raises:
+        MissingExtraError: a package that training needs is not installed.
+        ConfigError: the settings do not fit each other, or the run's that is resumed.
+        InputError: the rows cannot be used.
+        ModelError: the base cannot be used, or the training went nowhere; the message says what to try.
+    """
+    listener = watcher or Watcher()
+    for package in _NEEDED:
+        require(package, extra="train", purpose="Training")
+    if importlib.util.find_spec("llama_cpp") is None:  # not imported yet: `native` does that, kindly to others
+        raise missing("llama_cpp", extra="train", purpose="The export after training")
+    try:
+        run = _resumed(config, task) if resume else _started(config, as_task(task))
+        with locked(run):
+            if not run.training.is_file():
+                _fit(run, listener, resume=resume)
+        # Under `accelerate launch` every process trains, and the first one exports.
+        return run if int(os.environ.get("RANK", "0")) > 0 else export(run, watcher=listener)
+    except OSError as error:
+        raise ModelError(
+            f"The run cannot be written to {config.out}: {error}. A run takes about five times the size of the model "
+            "in F16. Go on with --resume when there is room."
+        ) from error
 
 
 def export(run: Run, steps: Iterable[str] | None = None, *, watcher: Watcher | None = None) -> Run:
@@ -28,8 +79,10 @@ def export(run: Run, steps: Iterable[str] | None = None, *, watcher: Watcher | N
     unknown = [name for name in chosen or () if name not in STEPS]
     if unknown:
         raise ConfigError(f"No step {unknown[0]!r}; the steps are {', '.join(STEPS)}.")
+    for package in ("numpy", "gguf", "filelock"):
+        require(package, extra="train", purpose="The export")
+    run.read(run.training.name)
     with locked(run):
-        run.read(run.training.name)
         for step in STEPS.values():
             wanted = not step.is_done(run) if chosen is None else step.name in chosen
             if wanted:
@@ -44,11 +97,11 @@ def export_checkpoint(
 
     Args:
         checkpoint: a folder with `adapter_config.json` and `adapter_model.safetensors`.
-        config: `base`, `out`, `data`, `validation` and `test` are needed; the rest is written down.
+        config: `base`, `out`, `data`, `validation` and `test` are needed; the rest is written down as given.
     """
     made = as_task(task)
-    run = Run.start(config, made)
-    rows.write_rows(run, rows.gather(config, made))
+    run = Run.start(settle(config, "shared" if config.engine == "auto" else config.engine), made)
+    rows.write(run, rows.gather(config, made))
     write_text(run.training, json.dumps({"best": str(checkpoint.resolve())}, indent=2) + "\n")
     return export(run, watcher=watcher)
 
@@ -61,11 +114,73 @@ def locked(run: Run) -> Iterator[None]:
         ConfigError: another process holds it.
     """
     filelock = require("filelock", extra="train", purpose="Training")
-    lock = filelock.FileLock(run.folder / ".lock", timeout=0)
+    lock = filelock.FileLock(run.folder / f".lock-{os.environ.get('RANK', '0')}", timeout=0)
     try:
-        with lock:
-            for left_over in run.folder.rglob(".*.part"):
-                left_over.unlink()
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise ConfigError(f"Another process is working on {run.folder}. Wait for it, or name another --out.") from error
+    try:
+        for left_over in run.folder.rglob(".*.part"):
+            left_over.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _started(config: TrainConfig, task: Task) -> Run:
+    """A new run's folder, after everything that can be refused before hours of training was looked at."""
+    if (config.out / "config.json").exists():
+        raise ConfigError(f"{config.out} holds a run. Go on with it by --resume, or name another --out.")
+    check_kind(config.quantisation)
+    modelfile.render(task, "model.gguf")
+    base = base_path(config.base)
+    settled = settle(config, engine.choose(config.engine, base))
+    check_exportable(base)
+    parts = rows.gather(config, task)
+    run = Run(config.out)
+    rows.write(run, parts)
+    return Run.start(settled, task)
+
+
+def _resumed(config: TrainConfig, task: Task | str | Path | None) -> Run:
+    run = Run(config.out)
+    stored = run.config()
+    given = {item.name: getattr(config, item.name) for item in fields(config) if item.name not in ("out", "engine")}
+    default = {item.name: item.default for item in fields(config)}
+    for name, value in given.items():
+        if value != default[name] and str(value) != str(getattr(stored, name)):
+            raise ConfigError(
+                f"{config.out} was started with {name} {getattr(stored, name)!r}; found {value!r}. Leave it out to go "
+                "on, or start anew under another --out."
+            )
+    if task is not None and as_task(task) != run.task():
+        raise ConfigError(f"{config.out} was started for another task; leave --task out to go on.")
+    return run
+
+
+def _fit(run: Run, watcher: Watcher, *, resume: bool) -> None:
+    config, task = run.config(), run.task()
+    base = base_path(config.base)
+    engine.choose(config.engine, base)
+    with quiet():
+        encoder = Encoder.of(task, read_tokenizer(base))
+    train_rows = _examples(run, "train", encoder, watcher)
+    material = engine.Material(base, encoder, train_rows, _examples(run, "validation", encoder, watcher))
+    trained = engine.fit(config, material, watcher, resume=resume)
+    write_text(run.training, json.dumps(trained.to_dict(), indent=1) + "\n")
+
+
+def _examples(run: Run, split: str, encoder: Encoder, watcher: Watcher) -> list[Example]:
+    """The examples of a split.
+
+    Raises:
+        ConfigError: none is short enough.
+    """
+    limit = run.config().max_length
+    read = read_rows(run.rows(split))
+    made = encoder.examples(read, limit)
+    if len(made) < len(read):
+        watcher.say(f"{len(read) - len(made)} {split} rows are longer than {limit} tokens and left out.")
+    if not made:
+        raise ConfigError(f"All {len(read)} {split} rows are longer than {limit} tokens. Raise --max-length.")
+    return made

@@ -14,7 +14,7 @@ from smolcls.files import read_json, write_text
 from smolcls.task import DEFAULT_TASK, Task
 from smolcls.train.config import TrainConfig
 
-SPLITS = ("train", "validation", "test")
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         """Folder of the trainer's checkpoints."""
-        return self.folder / "checkpoints"
+        return self.folder / CHECKPOINTS
 
     @property
     def training(self) -> Path:

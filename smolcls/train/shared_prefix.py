@@ -126,7 +126,8 @@ class SharedPrefixTrainer(Trainer):  # type: ignore[misc]
 
 def answer_tokens(inputs: Any) -> torch.Tensor:
     """How many tokens of a batch the loss is a mean over."""
-    return (inputs["labels"] != IGNORED).sum()
+    found: torch.Tensor = (inputs["labels"] != IGNORED).sum()
+    return found
 
 
 def parts(inputs: Any, pass_tokens: int) -> Iterator[dict[str, torch.Tensor]]:

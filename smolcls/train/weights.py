@@ -108,9 +108,10 @@ def _f16(tensor: Tensor) -> npt.NDArray[np.float16]:
 
 def _describe_gguf(base: Path, folder: Path) -> None:
     """Configuration and tokenizer of a GGUF base, as transformers reads them."""
-    from smolcls.train.base import read_tokenizer, transformers_library
+    from smolcls.train.base import quiet, read_tokenizer, transformers_library
 
     transformers = transformers_library()
-    config = transformers.AutoConfig.from_pretrained(str(base.parent), gguf_file=base.name)
-    write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2, default=str) + "\n")
-    read_tokenizer(base).save_pretrained(str(folder))
+    with quiet():
+        config = transformers.AutoConfig.from_pretrained(str(base.parent), gguf_file=base.name)
+        write_text(folder / "config.json", json.dumps(config.to_dict(), indent=2, default=str) + "\n")
+        read_tokenizer(base).save_pretrained(str(folder))

@@ -26,6 +26,7 @@ def make_trainer(job: Job, model: Any = None) -> Any:
         model: a model with its adapter; None loads the base and adds one.
     """
     trl = require("trl", extra="train", purpose="The engine trl")
+    datasets = require("datasets", extra="train", purpose="The engine trl")
     cuda = torch.cuda.is_available()
     bf16 = cuda and torch.cuda.is_bf16_supported()
     arguments = {
@@ -45,8 +46,8 @@ def make_trainer(job: Job, model: Any = None) -> Any:
         model=_model(job, cuda=cuda, bf16=bf16) if model is None else model,
         args=trl.SFTConfig(**arguments),
         data_collator=partial(collate, pad=job.encoder.tokenizer.pad_token_id),
-        train_dataset=job.train.map(partial(whole, job)),
-        eval_dataset=job.validation.map(partial(whole, job)),
+        train_dataset=datasets.Dataset.from_list([whole(job, example) for example in job.train]),
+        eval_dataset=datasets.Dataset.from_list([whole(job, example) for example in job.validation]),
         processing_class=job.encoder.tokenizer,
         compute_metrics=job.metrics,
         preprocess_logits_for_metrics=likeliest,

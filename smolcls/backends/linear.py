@@ -1,0 +1,91 @@
+"""N-grams with logistic regression: the cheap first stage, and the baseline that every model has to beat.
+
+It answers in tens of microseconds with nothing but the standard library, and knows only what its training
+rows spell; `smolcls.train.linear` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import ClassVar
+
+from smolcls import prompt
+from smolcls.backends import _linear_file
+from smolcls.calibration import Calibration, log_softmax
+from smolcls.classifier import Classifier, Scores
+from smolcls.errors import ConfigError, ModelError
+from smolcls.files import user_path
+from smolcls.task import SHIPPED_TASKS, Task
+
+FILE = "model.safetensors"
+
+
+class LinearClassifier(Classifier):
+    """TF-IDF of words and characters with multinomial logistic regression.
+
+    Args:
+        model: the file that `smolcls train --engine linear` wrote, or the folder it is in; None is the shipped
+            model of the three-type task.
+        task: the task, its name or file; None is the shipped three-type task. Its labels must be the model's;
+            their order and the instruction do not matter.
+        calibration: a fitted temperature or its file; None takes the one that was fitted in training.
+        min_confidence: below this confidence the label is None.
+
+    Raises:
+        ConfigError: there is no shipped model for the task, or the labels differ.
+        ModelError: the file is missing or damaged.
+    """
+
+    name: ClassVar[str] = "linear"
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        task: Task | str | Path | None = None,
+        calibration: Calibration | str | Path | None = None,
+        min_confidence: float = 0.0,
+    ) -> None:
+        super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
+        self.model_path = _shipped(self.task) if model is None else _find(model)
+        self._model = _linear_file.load(self.model_path)
+        names = self._model.labels
+        if sorted(names) != sorted(self.task.names):
+            raise ConfigError(
+                f"{self.model_path} was trained for the labels {', '.join(names)}; the task {self.task.name!r} has "
+                f"{', '.join(self.task.names)}. Name the task it was trained for, or train it for this one."
+            )
+        self._columns = [names.index(name) for name in self.task.names]
+        if self.calibration is None:
+            # No fingerprint to compare: it was fitted on these weights, and no instruction is read here.
+            self.calibration = self._model.calibration
+
+    def score_batch(self, texts: Sequence[str]) -> list[Scores]:
+        """Score texts one by one."""
+        return [self._score(text) for text in texts]
+
+    def _score(self, text: str) -> Scores:
+        rendered = prompt.render(self.task, text)
+        logits = self._model.logits(rendered.text)
+        return Scores(tuple(log_softmax([logits[column] for column in self._columns])), rendered.truncated)
+
+
+def _shipped(task: Task) -> Path:
+    if task.name in SHIPPED_TASKS and task.names == Task.load(task.name).names:
+        return Path(str(files("smolcls") / "models" / f"{task.name}-linear" / FILE))
+    raise ConfigError(
+        f"No linear model is shipped for the task {task.name!r}. Train one with `smolcls train --engine linear` and "
+        "name it: linear:runs/NAME"
+    )
+
+
+def _find(model: str | Path) -> Path:
+    if not isinstance(model, (str, Path)) or not str(model).strip():
+        raise ConfigError(f"model must be a file or folder, such as linear:runs/x; found {model!r}.")
+    path = user_path(model)
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ModelError(f"There is no linear model {path}. Train it with: smolcls train --engine linear")
+    return path
