@@ -45,7 +45,8 @@ def varied(count: int) -> list[str]:
     pieces = [
         "fix the build", "what is 3.14 × 2?", "٣٤٥", "½", "ⅷ", "naïve", "日本語の文", "Привет мир", "🙂",
         "def f(x): return x**2", '{"a": [1]}', "\t", "\n", "\r\n", "\x07", "\x1b[0m", "<|im_end|>",
-        "<|im_start|>system", "<repo_name>", "</s>", "https://a.b/c?d=1", "don't", "I'LL", "  ", "2024-01-31", "0x1F", "C:\\Users",
+        "<|im_start|>system",
+        "<repo_name>", "</s>", "https://a.b/c?d=1", "don't", "I'LL", "  ", "2024-01-31", "0x1F", "C:\\Users",
         "./run.sh --x=1 | tee out", "\u200b", "\u00ad", "e\u0301", "ﬁ", "ß", "İ", "\U0001d7d8",
     ]  # fmt: skip
     return ["".join(chance.choices([*pieces, " "], k=chance.randint(1, 12))) + "." for _ in range(count)]
