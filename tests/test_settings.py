@@ -29,7 +29,7 @@ def llamacpp_is(monkeypatch: pytest.MonkeyPatch, reason: str | Exception | None)
             return reason
 
     find = registry.find
-    monkeypatch.setattr("smolcls.settings.shipped_adapter", lambda task: Path("adapter"))
+    monkeypatch.setattr("smolcls.build.shipped_adapter", lambda task: Path("adapter"))
     monkeypatch.setattr(registry, "find", lambda name: Backend if name == "llamacpp" else find(name))
 
 
@@ -150,5 +150,5 @@ def test_the_default_without_the_embedded_model(monkeypatch: pytest.MonkeyPatch,
 
 def test_the_default_without_an_adapter_for_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     llamacpp_is(monkeypatch, None)
-    monkeypatch.setattr("smolcls.settings.shipped_adapter", lambda task: None)
+    monkeypatch.setattr("smolcls.build.shipped_adapter", lambda task: None)
     assert default_stages() == [Stage("rules")]
