@@ -4,9 +4,8 @@ This file knows where weights come from, what can be wrong with them, and which 
 so; `transformers.py` beside it knows how to score. Nothing is run from a model's repository and no pickle is
 read: `trust_remote_code` stays off and weights are safetensors or GGUF.
 
-The tokenizer is the Rust one of the package `tokenizers`, read from `tokenizer.json` as it stands. transformers'
-own wrapper rebuilds it for some classes (`GPT2Tokenizer`, which SmolLM2 names) and drops what the class
-does not know: SmolLM2's digit splitting, so that numbers would get other tokens than in training.
+The tokenizer is read from `tokenizer.json` as it stands. transformers' own wrapper rebuilds it for some classes
+(`GPT2Tokenizer`, which SmolLM2 names) and drops the splitting of digits: numbers would get other tokens.
 """
 
 from __future__ import annotations
@@ -172,7 +171,8 @@ def _weights(transformers: Any, name: str, dtype: Any, **options: Any) -> Any:
 
 def _load_gguf(transformers: Any, path: Path, dtype: Any) -> tuple[Any, dict[str, Any], Any]:
     metadata = scan(path).metadata
-    require("gguf", extra=_EXTRA, purpose="Loading a GGUF file through transformers")
+    for package in ("gguf", "accelerate"):
+        require(package, extra=_EXTRA, purpose="Loading a GGUF file through transformers")
     if not hasattr(transformers, "GgufConfig"):
         raise MissingExtraError(
             f"Loading a GGUF file needs transformers 5.17 or newer; found {transformers.__version__}. "
@@ -225,7 +225,7 @@ def _check_whole(source: str | Path, model: Any, tokenizer: Any, report: dict[st
 
 def _cache_argument(source: str | Path, model: Any) -> str:
     arguments = inspect.signature(model.forward).parameters
-    # transformers up to 5.17 at least calls it past_key_values; to be dropped with support for them.
+    # The old name is that of transformers 5.17, the new one that of 5.24; to be dropped with support for the old.
     name = "cache" if "cache" in arguments else "past_key_values"
     lacking = [argument for argument in (*_FORWARD, name) if argument not in arguments]
     if lacking:
