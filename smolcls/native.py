@@ -67,7 +67,7 @@ def forget_log() -> None:
 
 @cache
 def _load() -> Any:
-    with _bounded_spin():
+    with bounded_spin():
         binding = require("llama_cpp", extra="llamacpp", purpose="Running a GGUF model")
 
     def forward(level: int, text: bytes, _data: Any) -> None:
@@ -84,7 +84,7 @@ def _load() -> Any:
 
 
 @contextlib.contextmanager
-def _bounded_spin() -> Iterator[None]:
+def bounded_spin() -> Iterator[None]:
     """Set the spin bound while libgomp loads, which reads it once; never over the user's own setting."""
     if any(name in os.environ for name in _SPIN_VARIABLES):
         yield

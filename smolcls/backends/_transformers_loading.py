@@ -173,11 +173,6 @@ def _load_gguf(transformers: Any, path: Path, dtype: Any) -> tuple[Any, dict[str
     metadata = scan(path).metadata
     for package in ("gguf", "accelerate"):
         require(package, extra=_EXTRA, purpose="Loading a GGUF file through transformers")
-    if not hasattr(transformers, "GgufConfig"):
-        raise MissingExtraError(
-            f"Loading a GGUF file needs transformers 5.17 or newer; found {transformers.__version__}. "
-            "Run: pip install -U transformers"
-        )
     where = {"gguf_file": path.name, "local_files_only": True}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(path.parent), **where).backend_tokenizer
     _mend_splitting(path, str(metadata.get("tokenizer.ggml.pre", "default")), tokenizer)

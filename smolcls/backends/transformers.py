@@ -130,7 +130,7 @@ class _Engine:
     """
 
     def __init__(self, source: str | Path, task: Task, device: str | None, dtype: Any) -> None:
-        with native._bounded_spin():  # torch shares its work out through OpenMP, as llama.cpp does
+        with native.bounded_spin():  # torch shares its work out through OpenMP, as llama.cpp does
             self._torch = require("torch", extra="transformers", purpose=loading.PURPOSE)
         transformers = require("transformers", extra="transformers", purpose=loading.PURPOSE)
         loading.computing_here()
