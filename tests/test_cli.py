@@ -123,7 +123,11 @@ def test_a_task_of_ones_own() -> None:
         (["classify", "--nonsense"], 2, "No such option"),
         (["nonsense"], 2, "No such command"),
         (["classify", "--backend", "fake", "--chain", "rules", "a"], 2, "--backend and --chain exclude each other"),
-        (["classify", "--backend", "lamacpp", "a"], 2, "No backend 'lamacpp'; installed are: fake, llamacpp, ollama"),
+        (
+            ["classify", "--backend", "lamacpp", "a"],
+            2,
+            "No backend 'lamacpp'; installed are: fake, linear, llamacpp, ollama",
+        ),
         (["classify", "--chain", "rules@2", "a"], 2, "Expected stages such as rules@0.99,llamacpp@0.8,rules; found"),
         (["classify", "--task", "no.toml", "a"], 2, "No task 'no.toml': expected one of three-type, or the path"),
         (

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import mul
 
 from smolcls.calibration import Calibration
 
@@ -75,24 +76,26 @@ class LinearModel:
         """The labels' logits for a text."""
         sums = [0.0] * len(self.labels)
         for block, grams in BLOCKS.items():
-            self._add(sums, self._numbers[block], Counter(grams(text)))
-        values = zip(self.intercepts, self.scales, sums, strict=True)
-        return [intercept + scale * value for intercept, scale, value in values]
+            numbers, values = self._vector(block, grams(text))
+            for label, column in enumerate(self._columns):
+                sums[label] += sum(map(mul, values, map(column.__getitem__, numbers)))
+        parts = zip(self.intercepts, self.scales, sums, strict=True)
+        return [intercept + scale * value for intercept, scale, value in parts]
 
-    def _add(self, sums: list[float], numbers: Mapping[str, int], counts: Mapping[str, int]) -> None:
-        """Add a block's weights to the labels' sums."""
-        idf, weights, width = self._idf, self.weights, len(sums)
-        values = []
-        for gram, count in counts.items():
-            number = numbers.get(gram)
-            if number is not None:
-                values.append((number * width, idf[number] if count == 1 else (1.0 + math.log(count)) * idf[number]))
-        norm = math.sqrt(math.fsum(value * value for _, value in values))
-        columns = range(width)
-        for start, value in values:
-            share = value / norm
-            for column in columns:
-                sums[column] += share * weights[start + column]
+    def _vector(self, block: str, grams: Iterable[str]) -> tuple[list[int], list[float]]:
+        """Numbers of the known n-grams of a text, and their values, which have the length 1 together."""
+        idf = self._idf
+        counts = Counter(number for number in map(self._numbers[block].get, grams) if number is not None)
+        values = [
+            idf[number] if count == 1 else (1.0 + math.log(count)) * idf[number] for number, count in counts.items()
+        ]
+        length = math.hypot(*values)
+        return list(counts), [value / length for value in values]
+
+    @cached_property
+    def _columns(self) -> list[Sequence[int]]:
+        """Each label's weights: whole columns are summed without a loop in Python."""
+        return [self.weights[label :: len(self.labels)] for label in range(len(self.labels))]
 
     @cached_property
     def _numbers(self) -> dict[str, dict[str, int]]:

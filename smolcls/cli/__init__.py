@@ -17,6 +17,7 @@ COMMANDS = {
     "classify": ("smolcls.cli.classify", "Classify texts given as arguments, in a file, or on standard input."),
     "backends": ("smolcls.cli.backends", "Show which backends can be used and, where not, what mends it."),
     "build": ("smolcls.cli.build", "Build the embedded model, or one from another base."),
+    "data": ("smolcls.cli.data", "Check, split, vary and write labelled rows."),
 }
 
 EXIT_CODES = """\b

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smolcls.backends._ollama_http import FOREIGN, Server, translate
+from smolcls.errors import ModelError
 
 
 class WritingServer(Server):
@@ -20,5 +21,11 @@ class WritingServer(Server):
         try:
             answer = self._client.generate(model=model, prompt=prompt, stream=False, options=dict(options))
         except FOREIGN as error:
-            raise translate(error, self, model) from error
+            meant = translate(error, self, model)
+            if isinstance(meant, ModelError):  # the backend's advice is to build the model; this one is to be fetched
+                meant = ModelError(
+                    f"Expected the model {model!r} in Ollama at {self.address}; found none of that name. Fetch it with "
+                    f"`ollama pull {model}`; `ollama list` shows what is there."
+                )
+            raise meant from error
         return answer.response or ""

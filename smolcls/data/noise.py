@@ -2,8 +2,8 @@
 
 Confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in Dataset
 Labels", section 3.1): a row is suspect where a model that has not seen it gives another label at least the
-probability that rows of that label get on average. So a label that models are unsure of is not suspect as
-a whole.
+probability that rows of that label get on average, or nine tenths. So a label that models are unsure of is
+not suspect as a whole.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from smolcls.data.split import own_family
 from smolcls.errors import InputError, require
 
 FOLDS = 5
+#: Where rows are easy their average is near 1, and a model sure of an error would still be below it.
+SURE = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def suspects(rows: Sequence[Row], *, seed: int = 7) -> list[Suspect]:
     found = []
     for position, (label, values) in enumerate(zip(labels, probabilities, strict=True)):
         best = max(range(len(names)), key=values.__getitem__)
-        if names[best] != label and values[best] >= expected[names[best]]:
+        if names[best] != label and values[best] >= min(SURE, expected[names[best]]):
             found.append(Suspect(position, own[position], names[best], values[best]))
     return sorted(found, key=lambda suspect: suspect.given - suspect.probability)
 
