@@ -109,7 +109,7 @@ def test_the_plugins_readme_is_right(installed_plugin: Path) -> None:
 
 def test_without_the_plugin_its_name_is_unknown() -> None:
     code = "import smolcls\ntry: smolcls.load('overlap')\nexcept smolcls.ConfigError as error: print(error)"
-    assert "No backend 'overlap'; installed are: fake, llamacpp" in output([sys.executable, "-c", code])
+    assert "No backend 'overlap'; installed are: fake, linear, llamacpp" in output([sys.executable, "-c", code])
 
 
 def program(folder: Path, script: str) -> str:
