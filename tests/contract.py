@@ -78,6 +78,8 @@ class ClassifierContract:
     tolerance: ClassVar[float] = 1e-6
     #: Whether the backend reads only so much of a text and says when it left something out.
     shortens: ClassVar[bool] = True
+    #: Whether making one takes so long that the tests which need one of their own are left to a smaller model.
+    slow: ClassVar[bool] = False
     #: How many random texts are tried.
     examples: ClassVar[int] = 100
 
@@ -142,6 +144,7 @@ class ClassifierContract:
         assert short.truncated is False
 
     def test_below_min_confidence_the_label_is_none(self) -> None:
+        self._skip_if_slow()
         with self.make(min_confidence=1.0) as strict:
             prediction = strict.classify("what is recursion?")
             assert prediction.confidence < 1.0
@@ -159,6 +162,7 @@ class ClassifierContract:
         assert labels == [classifier.classes_[row.index(max(row))] for row in rows]
 
     def test_closing(self) -> None:
+        self._skip_if_slow()
         with self.make() as made:
             assert made.classify("hi").label is not None
         made.close()
@@ -170,6 +174,10 @@ class ClassifierContract:
     def test_an_unknown_option_is_refused_with_the_known_ones(self) -> None:
         with pytest.raises(ConfigError, match=r"cannot be made from .*colour.*It takes: .*min_confidence"):
             self.make(colour="red")
+
+    def _skip_if_slow(self) -> None:
+        if self.slow:
+            pytest.skip("loads slowly; a smaller model of the backend is held to it")
 
     def test_any_text_is_answered_or_refused(self, classifier: Classifier) -> None:
         check_any_text(classifier.classify, self.examples)

@@ -71,7 +71,7 @@ class TestLlamaCpp(ClassifierContract):
 class TestLlamaCppBundled(ClassifierContract):
     backend: ClassVar[str] = "llamacpp"
     tolerance: ClassVar[float] = 0.06  # the shape of a batch moves a quantised model's numbers so much
-    examples: ClassVar[int] = 12
+    examples: ClassVar[int] = 4
 
     @classmethod
     def make(cls, **options: Any) -> Classifier:
@@ -101,7 +101,8 @@ class TestTransformers(ClassifierContract):
 class TestTransformersBundled(ClassifierContract):
     backend: ClassVar[str] = "transformers"
     tolerance: ClassVar[float] = 1e-4
-    examples: ClassVar[int] = 4
+    slow: ClassVar[bool] = True
+    examples: ClassVar[int] = 3
 
     @classmethod
     def make(cls, **options: Any) -> Classifier:

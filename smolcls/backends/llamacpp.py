@@ -101,7 +101,7 @@ class LlamaCppClassifier(Classifier):
         fitted = Calibration.load(path)
         # The same folder may hold what transformers loads, which answers a little differently.
         if fitted.backend != self.name or fitted.task != self.task.fingerprint:
-            log.warning("%s was fitted for another task or backend and is left aside", path)
+            log.info("%s was fitted for another task or backend and is left aside", path)
             return None
         return fitted
 
