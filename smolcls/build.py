@@ -137,7 +137,7 @@ def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress 
     from smolcls.export.quantize import check_kind
 
     modelfile.render(task, MODEL)  # a task that no Modelfile can hold is refused before the work
-    source = _base_path(base)
+    source = base_path(base)
     # A shipped adapter belongs to the bundled base alone.
     adapter = shipped_adapter(task) if base == "bundled" else None
     inputs = {
@@ -216,7 +216,7 @@ def _is_whole(folder: Path) -> bool:
     return (folder / MODELFILE).is_file()
 
 
-def _base_path(base: str | Path) -> Path:
+def base_path(base: str | Path) -> Path:
     if base == "bundled":
         return bundled_base()
     path = user_path(base)

@@ -18,6 +18,8 @@ COMMANDS = {
     "backends": ("smolcls.cli.backends", "Show which backends can be used and, where not, what mends it."),
     "build": ("smolcls.cli.build", "Build the embedded model, or one from another base."),
     "data": ("smolcls.cli.data", "Check, split, vary and write labelled rows."),
+    "train": ("smolcls.cli.train", "Train a model on labelled rows and export it."),
+    "export": ("smolcls.cli.export", "Repeat the steps after training."),
 }
 
 EXIT_CODES = """\b

@@ -12,6 +12,7 @@ from smolcls.cli.terminal import Terminal
 from smolcls.task import DEFAULT_TASK
 from smolcls.train import TrainConfig, train
 from smolcls.train.config import ENGINES, PRESETS
+from smolcls.train.publish import create
 
 #: Settings that are plain numbers: the option's name is the setting's, with dashes.
 _NUMBERS: dict[str, tuple[type, str]] = {
@@ -63,7 +64,8 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--four-bit/--no-four-bit", default=True, help="On CUDA, keep the base in 4 bit. [default: on]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files below OUT/checkpoints.")
 @click.option("--quantisation", default="Q4_K_M", show_default=True, help="F16, Q4_K_M, Q4_0, Q5_K_M, Q6_K or Q8_0.")
-def command(task_name: str | None, resume: bool, **settings: Any) -> None:
+@click.option("--create", "name", metavar="NAME", help="Hand the model to the Ollama server under this name.")
+def command(task_name: str | None, resume: bool, name: str | None, **settings: Any) -> None:
     """Train a model on labelled rows, and export it: GGUF, Modelfile, calibration, metrics, model card.
 
     \b
@@ -78,5 +80,8 @@ def command(task_name: str | None, resume: bool, **settings: Any) -> None:
     click.echo(f"trained {run.model} ({run.model.stat().st_size / 1e6:.0f} MB); its card is {run.card}")
     found = run.read(run.metrics.name)["test"]
     click.echo(f"test accuracy {found['accuracy']:.1%} on {found['rows']} rows, ECE {found['ece']:.3f}")
+    if name is not None:
+        create(run, name)
+        click.echo(f"Ollama has it as {name}")
     for line in run.commands():
         click.echo(f"  {line}")

@@ -29,7 +29,7 @@ def base_path(base: str | Path) -> Path:
     Raises:
         MissingExtraError, ModelError, ConfigError: as the message says.
     """
-    return build._base_path(base)
+    return build.base_path(base)
 
 
 def check_exportable(path: Path) -> None:

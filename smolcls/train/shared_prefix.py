@@ -10,6 +10,7 @@ through the model in parts of at most `pass_tokens`, whose gradients add up to t
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,9 @@ class SharedPrefixTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *, prefix: list[int], pass_tokens: int, **options: Any) -> None:
         super().__init__(**options)
         self._prefix, self._pass_tokens = torch.tensor([prefix]), pass_tokens
+        # transformers up to 5.17 at least calls it past_key_values; to be dropped with support for them.
+        named = inspect.signature(self.model.get_base_model().forward).parameters
+        self._cache = "cache" if "cache" in named else "past_key_values"
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add a batch's gradients, part by part; returns its share of the loss, a mean over the step's answers."""
@@ -103,7 +107,7 @@ class SharedPrefixTrainer(Trainer):  # type: ignore[misc]
         labels = inputs["labels"]
         rows = labels.shape[0]
         prefix = self._prefix.to(labels.device)
-        cache = model(input_ids=prefix, use_cache=True, logits_to_keep=1).past_key_values
+        cache = getattr(model(input_ids=prefix, use_cache=True, logits_to_keep=1), self._cache)
         shared = DynamicCache(
             [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in cache.layers]
         )
@@ -113,9 +117,9 @@ class SharedPrefixTrainer(Trainer):  # type: ignore[misc]
             input_ids=inputs["input_ids"],
             attention_mask=torch.cat([seen, inputs["attention_mask"]], dim=1),
             position_ids=inputs["position_ids"],
-            past_key_values=shared,
             use_cache=True,
             logits_to_keep=answer + 1,
+            **{self._cache: shared},
         ).logits[:, :-1]
         targets = labels[:, -answer:].flatten()
         loss = torch.nn.functional.cross_entropy(

@@ -8,6 +8,7 @@ tried: it was written without a GPU.
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import partial
 from typing import Any
 
@@ -81,13 +82,14 @@ def _model(job: Job, *, cuda: bool, bf16: bool) -> Any:
     if not cuda:
         return lora_model(job, load_model(job.base, dtype="float32"))
     compute = torch.bfloat16 if bf16 else torch.float16
+    place = {"": int(os.environ.get("LOCAL_RANK", "0"))}  # several processes have a GPU each
     if not (job.config.four_bit and job.base.is_dir() and _has_bitsandbytes()):
         if job.config.four_bit:
             job.say(
                 "The base is kept in 16 bit: 4 bit needs the package bitsandbytes, and a base that is a folder or a "
                 "Hub id, not a GGUF file."
             )
-        return lora_model(job, load_model(job.base, dtype=compute, device_map={"": 0}))
+        return lora_model(job, load_model(job.base, dtype=compute, device_map=place))
     transformers = require("transformers", extra="train", purpose="Training")
     peft = require("peft", extra="train", purpose="Training")
     four_bit = transformers.BitsAndBytesConfig(
@@ -96,7 +98,7 @@ def _model(job: Job, *, cuda: bool, bf16: bool) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    model = load_model(job.base, dtype=compute, device_map={"": 0}, quantization_config=four_bit)
+    model = load_model(job.base, dtype=compute, device_map=place, quantization_config=four_bit)
     prepared = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=job.config.checkpointing)
     return lora_model(job, prepared)
 
