@@ -1,4 +1,7 @@
-"""llama.cpp's binding, loaded once, quiet, and kind to the other programs on the machine."""
+"""Native libraries as guests in the process: llama.cpp's binding, and what torch needs as much as it does.
+
+The binding is loaded once and quietly; spinning is bounded, and a fork is noticed before it hangs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,6 @@ _SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _lock = threading.Lock()
 _recent: deque[str] = deque(maxlen=8)
 _callback: Any = None  # llama.cpp keeps the bare pointer: the object must outlive every call
-_process: int | None = None  # the process whose threads llama.cpp computes with
 
 
 def llama() -> Any:
@@ -38,21 +40,35 @@ def llama() -> Any:
         return _load()
 
 
-def computing_here() -> None:
-    """To be called before every computation, which llama.cpp shares out to threads of this process.
+class ForkGuard:
+    """Notices that this process was forked from one in which a library has computed.
 
-    Raises:
-        BackendError: this process was forked from one that has computed. Its threads do not live on
-            here, and OpenMP's first parallel loop would wait for them for ever.
+    Args:
+        library: the library's name, for the message.
     """
-    global _process
-    if _process is None:
-        _process = os.getpid()
-    if _process != os.getpid():
-        raise BackendError(
-            "llama.cpp cannot compute in a process that was forked after it was used. Start worker processes with "
-            "the method 'spawn' or 'forkserver', or classify for the first time after the fork."
-        )
+
+    def __init__(self, library: str) -> None:
+        self._library = library
+        self._process: int | None = None
+
+    def computing_here(self) -> None:
+        """To be called before every computation, which the library shares out to threads of this process.
+
+        Raises:
+            BackendError: this process was forked from one that has computed. Its threads do not live on
+                here, and OpenMP's first parallel loop would wait for them for ever.
+        """
+        if self._process is None:
+            self._process = os.getpid()
+        if self._process != os.getpid():
+            raise BackendError(
+                f"{self._library} cannot compute in a process that was forked after it was used. Start worker "
+                "processes with the method 'spawn' or 'forkserver', or classify for the first time after the fork."
+            )
+
+
+#: llama.cpp's, whose threads all of its contexts share.
+forks = ForkGuard("llama.cpp")
 
 
 def recent_log() -> str:

@@ -99,7 +99,7 @@ def default_stages(task: Task | None = None) -> list[Stage]:
     Args:
         task: the task to be decided; one without the label `command` has no first stage.
     """
-    from smolcls.build import shipped_adapter
+    from smolcls.build import shipped_adapter  # late: `smolcls --help` and other chains need none of it
 
     wanted = as_task(task)
     first = [Stage("rules", accept={"command": 0.99})] if "command" in wanted.names else []

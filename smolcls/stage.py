@@ -11,6 +11,7 @@ from typing import Any
 
 from smolcls.classifier import Classifier, check_fraction
 from smolcls.errors import ConfigError
+from smolcls.task import check_count
 
 _LONGEST_TIME = 1e9  # seconds that an option may say; every system's clock bears it
 
@@ -61,8 +62,8 @@ class Stage:
             _check_seconds(self.timeout, "timeout", zero=False)
         _check_seconds(self.backoff, "backoff")
         _check_seconds(self.cooldown, "cooldown")
-        _check_count(self.retries, "retries", least=0)
-        _check_count(self.failures, "failures", least=1)
+        check_count(self.retries, "A stage's retries", least=0)
+        check_count(self.failures, "A stage's failures", least=1)
         if not isinstance(self.options, Mapping) or not _are_names(self.options):
             raise ConfigError(f"A stage's options are keyword arguments by name; found {self.options!r}.")
         if not self.name:
@@ -103,8 +104,3 @@ def _check_seconds(value: float, what: str, *, zero: bool = True) -> None:
     if not number or not 0 <= value <= _LONGEST_TIME or (value == 0 and not zero):
         least = "of at least 0" if zero else "above 0"
         raise ConfigError(f"A stage's {what} must be a number of seconds {least}, at most 1e9; found {value!r}.")
-
-
-def _check_count(value: int, what: str, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"A stage's {what} must be a whole number of at least {least}; found {value!r}.")

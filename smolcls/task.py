@@ -96,8 +96,7 @@ class Task:
             raise ConfigError(f"A task's instruction must say what to do, or be left out; found {instruction!r}.")
         if not isinstance(describe_labels, bool):
             raise ConfigError(f"describe_labels must be True or False; found {describe_labels!r}.")
-        if isinstance(max_text_bytes, bool) or not isinstance(max_text_bytes, int) or max_text_bytes < 64:
-            raise ConfigError(f"max_text_bytes must be a whole number of at least 64; found {max_text_bytes!r}.")
+        check_count(max_text_bytes, "max_text_bytes", least=64)
         object.__setattr__(self, "labels", made)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "instruction", instruction or f"Classify the input: {_either(names)}.")
@@ -189,6 +188,12 @@ def check_keys(found: Mapping[str, Any], known: Mapping[str, type | tuple[type, 
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise ConfigError(f"{where}: {key} must be a {wanted}; found {value!r}.")
+
+
+def check_count(value: object, what: str, *, least: int, note: str = "") -> None:
+    """Raise `ConfigError` unless `value` is a whole number of at least `least`; `note` says why that many."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{what} must be a whole number of at least {least}{note}; found {value!r}.")
 
 
 def as_task(task: Task | str | Path | None) -> Task:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from contract import write_tiny_gguf
 from stages import Gate, stage_threads, until
 
 
@@ -40,3 +41,28 @@ def gate(no_thread_is_left: None) -> Iterator[Gate]:
     made = Gate("prompt")
     yield made
     made.open()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GGUF of random weights."""
+    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """A tiny model is too small to share out; on a busy machine the threads would wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests go straight to the test's own server."""
+    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "OLLAMA_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)

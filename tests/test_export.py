@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import load_tiny, write_tiny_gguf
+from contract import load_tiny
 from tiny import (
     HAS_LLAMA_CPP,
     TORCH,
@@ -31,11 +31,6 @@ from smolcls.export.quantize import KINDS, check_kind, quantise
 
 #: Half of a step of F16 at the size of the weights, 2**-11 of them, and a little for float32's own sums.
 ROUNDING = 6e-4
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.mark.parametrize(("heads", "size"), [(1, 2), (2, 8), (9, 64), (3, 6)])

@@ -33,11 +33,6 @@ from smolcls.backends.llamacpp import LlamaCppClassifier
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
 def bundled() -> Iterator[LlamaCppClassifier]:
     with LlamaCppClassifier() as classifier:
         yield classifier

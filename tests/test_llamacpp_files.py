@@ -26,11 +26,6 @@ if not HAS_LLAMA_CPP:
 from smolcls.backends.llamacpp import LlamaCppClassifier
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import write_tiny_gguf
 from tiny import (
     BUNDLED,
     HAS_LLAMA_CPP,
@@ -21,11 +20,6 @@ from smolcls import ModelError, Task, build, native
 
 if not HAS_LLAMA_CPP:
     pytest.skip("needs the extra llamacpp", allow_module_level=True)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 def test_loading_and_classifying_are_silent(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -27,11 +27,7 @@ from smolcls.task import Task
 SURE = [("workflow", 0.9), ("prompt", 0.06), ("command", 0.03), ("A", 0.004)]
 
 
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "OLLAMA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+pytestmark = pytest.mark.usefixtures("no_proxies")
 
 
 @pytest.fixture

@@ -39,11 +39,7 @@ GOOD = [("workflow", 0.9), ("prompt", 0.06), ("command", 0.03)]
 DONE = {"model": "three-type", "response": "workflow", "done": True}
 
 
-@pytest.fixture(autouse=True)
-def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "OLLAMA_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+pytestmark = pytest.mark.usefixtures("no_proxies")
 
 
 @pytest.fixture

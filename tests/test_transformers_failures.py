@@ -34,13 +34,7 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The model is too small to share out; on a busy machine the threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +207,7 @@ def test_logits_that_are_no_numbers_are_an_error(folder: Path) -> None:
 def test_a_forked_process_is_told_rather_than_left_hanging(
     monkeypatch: pytest.MonkeyPatch, classifier: TransformersClassifier, folder: Path
 ) -> None:
-    monkeypatch.setattr(loading, "_process", os.getpid() + 1)
+    monkeypatch.setattr(loading.forks, "_process", os.getpid() + 1)
     with pytest.raises(
         BackendError, match=r"torch cannot compute in a process that was forked after it was used. Start"
     ):

@@ -67,7 +67,7 @@ class Engine:
         self._np = require("numpy", extra="llamacpp", purpose="Running a GGUF model")
         self._lib = native.llama()
         self._lock = threading.Lock()
-        native.computing_here()
+        native.forks.computing_here()
         try:
             self._load_model(path)
             self._prefix = self._tokenize(prompt.prefix(task), special=True)
@@ -92,7 +92,7 @@ class Engine:
 
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
         """Scores for rendered prompts, in order. Other threads come in between decodes."""
-        native.computing_here()
+        native.forks.computing_here()
         with self._lock:
             tails = [tuple(self._tokenize(item.text) + self._suffix) for item in prompts]
         scores: list[Scores] = []

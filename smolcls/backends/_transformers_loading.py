@@ -14,7 +14,6 @@ import contextlib
 import copy
 import importlib
 import inspect
-import os
 import re
 import threading
 import warnings
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolcls import errors
+from smolcls import errors, native
 from smolcls.errors import BackendError, ConfigError, MissingExtraError, ModelError, require
 from smolcls.files import user_path
 from smolcls.scan import scan
@@ -37,7 +36,7 @@ _FORWARD = ("input_ids", "attention_mask", "position_ids", "logits_to_keep")
 _OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)
 
 _lock = threading.Lock()  # loading changes transformers' global verbosity for a moment
-_process: int | None = None  # the one that has computed
+forks = native.ForkGuard("torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +106,6 @@ def place(torch: Any, device: Any, dtype: Any) -> tuple[Any, Any]:
     if name not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}; found {dtype!r}.")
     return chosen, getattr(torch, name)
-
-
-def computing_here() -> None:
-    """To be called before every computation, which torch shares out to threads of this process.
-
-    Raises:
-        BackendError: this process was forked from one that has computed. Its threads do not live on here,
-            and OpenMP's first parallel loop would wait for them for ever.
-    """
-    global _process
-    if _process is None:
-        _process = os.getpid()
-    if _process != os.getpid():
-        raise BackendError(
-            "torch cannot compute in a process that was forked after it was used. Start worker processes with the "
-            "method 'spawn' or 'forkserver', or classify for the first time after the fork."
-        )
 
 
 def backend_error(error: BaseException, device: Any) -> BackendError:

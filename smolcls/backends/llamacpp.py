@@ -21,7 +21,7 @@ from smolcls.errors import ConfigError, pip_line
 from smolcls.files import user_path
 from smolcls.native import log
 from smolcls.scan import scan
-from smolcls.task import Task
+from smolcls.task import Task, check_count
 
 # What the extra brings; gguf and filelock are needed for the embedded default alone, and come with it.
 _PACKAGES = {"llama_cpp": "llama-cpp-python", "numpy": "numpy", "gguf": "gguf", "filelock": "filelock"}
@@ -55,8 +55,8 @@ class LlamaCppClassifier(Classifier):
         threads: int | None = None,
     ) -> None:
         super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ConfigError(f"threads must be a whole number of at least 1; found {threads!r}.")
+        if threads is not None:
+            check_count(threads, "threads", least=1)
         self.model_path = self._find(model)
         if self.calibration is None:
             self.calibration = self._beside()

@@ -25,7 +25,7 @@ from smolcls.calibration import Calibration, log_softmax
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import BackendError, ConfigError, SmolclsError, pip_line, require
 from smolcls.export import modelfile
-from smolcls.task import Task
+from smolcls.task import Task, check_count
 
 if TYPE_CHECKING:
     from ollama import GenerateResponse
@@ -251,8 +251,7 @@ def _check(model: object, timeout: object, keep_alive: object, workers: object) 
         raise ConfigError(f"timeout must be a number of seconds above 0; found {timeout!r}.")
     if not (_is_number(keep_alive) or (isinstance(keep_alive, str) and keep_alive.strip())):
         raise ConfigError(f'keep_alive must be a number of seconds or a text such as "30m"; found {keep_alive!r}.')
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise ConfigError(f"workers must be a whole number of at least 1; found {workers!r}.")
+    check_count(workers, "workers", least=1)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -133,7 +133,7 @@ class _Engine:
         with native.bounded_spin():  # torch shares its work out through OpenMP, as llama.cpp does
             self._torch = require("torch", extra="transformers", purpose=loading.PURPOSE)
         transformers = require("transformers", extra="transformers", purpose=loading.PURPOSE)
-        loading.computing_here()
+        loading.forks.computing_here()
         self._device, kind = loading.place(self._torch, device, dtype)
         loaded = loading.load(source, self._device, kind)
         self._model: Any = loaded.model
@@ -254,7 +254,7 @@ class _Engine:
     def _running(self) -> Iterator[None]:
         """Torch without gradients, its failures as errors of smolcls."""
         self._check_open()
-        loading.computing_here()
+        loading.forks.computing_here()
         try:
             with self._torch.inference_mode():
                 yield

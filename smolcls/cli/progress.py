@@ -14,14 +14,17 @@ class StepBars:
         self._bar: Any = None
         self._step = ""
 
-    def update(self, step: str, done: int, total: int) -> None:
-        """Show a step's progress; a new step begins a new bar."""
+    def update(self, step: str, done: int, total: int, note: str = "") -> None:
+        """Show a step's progress, with a note behind it; a new step begins a new bar."""
         from tqdm import tqdm
 
         if step != self._step:
             self._finish()
             self._step = step
-            self._bar = tqdm(total=total, desc=step, file=sys.stderr, disable=not sys.stderr.isatty())
+            # `initial` keeps the time left right in resumed work, which does not begin at nought.
+            begun = max(0, done - 1)
+            self._bar = tqdm(total=total, initial=begun, desc=step, file=sys.stderr, disable=not sys.stderr.isatty())
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _finish(self) -> None:

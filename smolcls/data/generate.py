@@ -86,7 +86,7 @@ class LlamaCppGenerator:
     def __init__(self, model: str | Path = "") -> None:
         path = user_path(model) if model else build.bundled_base()
         scan(path)
-        native.computing_here()
+        native.forks.computing_here()
         native.forget_log()
         try:
             self._llama = native.llama().Llama(model_path=str(path), n_ctx=CONTEXT, verbose=False)
@@ -95,7 +95,7 @@ class LlamaCppGenerator:
 
     def generate(self, prompt: str, seed: int, max_tokens: int) -> str:
         """An answer to a user's message."""
-        native.computing_here()
+        native.forks.computing_here()
         try:
             answer = self._llama.create_chat_completion(
                 [{"role": "user", "content": prompt}],

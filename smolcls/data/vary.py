@@ -31,7 +31,7 @@ from typing import Any
 from smolcls.data import near
 from smolcls.data.rows import Row
 from smolcls.errors import ConfigError
-from smolcls.task import check_keys
+from smolcls.task import check_count, check_keys
 
 PER_TEXT = 20
 _MOST_FILLINGS = 2**62  # what `random.sample` can draw from
@@ -76,8 +76,7 @@ def vary(patterns: Sequence[Pattern], *, per_text: int = PER_TEXT, seed: int = 7
     Raises:
         ConfigError: `per_text` is no positive whole number.
     """
-    if isinstance(per_text, bool) or not isinstance(per_text, int) or per_text < 1:
-        raise ConfigError(f"per_text must be a whole number of at least 1; found {per_text!r}.")
+    check_count(per_text, "per_text", least=1)
     rows, seen = [], set()
     for pattern in patterns:
         draw = random.Random(f"{seed} {pattern.text}")

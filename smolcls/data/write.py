@@ -21,7 +21,7 @@ from smolcls.data import near
 from smolcls.data.generate import Generator
 from smolcls.data.rows import Row, read_rows, to_line
 from smolcls.errors import ConfigError
-from smolcls.task import Task
+from smolcls.task import Task, check_count
 
 STYLES = (
     "in a hurry: lower case, no punctuation, no greeting",
@@ -231,10 +231,7 @@ class _Work:
 
 
 def _targets(task: Task, count: int) -> dict[str, int]:
-    if isinstance(count, bool) or not isinstance(count, int) or count < len(task.names):
-        raise ConfigError(
-            f"count must be a whole number of at least {len(task.names)}, a row for each label; found {count!r}."
-        )
+    check_count(count, "count", least=len(task.names), note=", a row for each label")
     each, rest = divmod(count, len(task.names))
     return {name: each + (position < rest) for position, name in enumerate(task.names)}
 
