@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from command_line import run
 from contract import ClassifierContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +22,9 @@ import smolcls
 from smolcls import Classifier, InputError, Task
 from smolcls.backends import _linear_file
 from smolcls.backends._linear_model import LinearModel, character_grams, word_grams
-from smolcls.backends.linear import LinearClassifier
-from smolcls.data.rows import Row, shipped
+from smolcls.backends.linear import FILE, LinearClassifier
+from smolcls.data.rows import Row, shipped, write_rows
+from smolcls.train.run import task_toml
 
 needs_scikit_learn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="needs the extra train")
 
@@ -230,3 +232,50 @@ def test_labels_that_are_missing_or_unknown_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Expected the labels buy, sell, hold; found 'wait' at the text 'hm'"):
         train_linear(TASK, rows, [Row("hm", "wait")], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# The command
+
+
+@needs_scikit_learn
+def test_the_command_makes_a_run_that_the_backend_reads_and_that_can_be_done_again(tmp_path: Path) -> None:
+    task, data, out = tmp_path / "trade.toml", tmp_path / "rows.jsonl", tmp_path / "run"
+    task.write_text(task_toml(TASK), encoding="utf-8")
+    write_rows(data, made(200))
+    named = ("train", "--task", str(task), "--data", str(data), "--engine", "linear", "--out", str(out))
+    result = run(*named)
+    assert result.exit_code == 0, result.output
+    assert f"trained {out / FILE}" in result.stdout
+    assert f"smolcls classify --backend linear:{out} --task {out}/task.toml" in result.stdout
+    first = (out / FILE).read_bytes()
+    with smolcls.load(f"linear:{out}", task=TASK) as classifier:
+        assert classifier.classify("selling my shares").label == "sell"
+        assert classifier.calibration is not None
+    (out / FILE).unlink()
+    assert run("train", "--resume", "--out", str(out)).exit_code == 0
+    assert (out / FILE).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rank", "4"), "The engine linear has no setting rank; leave it out."),
+        (("--create", "mine"), "Ollama cannot serve a linear model; leave --create out."),
+    ],
+)
+def test_what_a_linear_model_has_no_use_for_is_refused_at_once(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run("train", "--engine", "linear", "--out", str(tmp_path / "run"), *arguments)
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_scikit_learn
+def test_a_linear_model_needs_no_export(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    write_rows(data, made(200, labels=("command", "prompt", "workflow")))
+    assert run("train", "--data", str(data), "--engine", "linear", "--out", str(tmp_path / "run")).exit_code == 0
+    result = run("export", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "holds a linear model, which is used as it is; there is nothing to export" in result.output

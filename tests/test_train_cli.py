@@ -124,7 +124,18 @@ def test_a_server_that_refuses_or_is_not_there_is_told_of(finished: Run, server:
 
 def test_the_help_names_every_engine_preset_and_step() -> None:
     text = run("--help").output
-    for word in ("auto", "shared", "trl", "unsloth", "stable", "regularised", "low-memory", "--resume", "--rank"):
+    for word in (
+        "auto",
+        "shared",
+        "trl",
+        "unsloth",
+        "linear",
+        "stable",
+        "regularised",
+        "low-memory",
+        "--resume",
+        "--rank",
+    ):
         assert word in text, word
     steps = CliRunner().invoke(export_command, ["--help"]).output
     for name in STEPS:

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from smolcls.cli.terminal import Terminal
+from smolcls.errors import ConfigError
 from smolcls.task import DEFAULT_TASK
 from smolcls.train import TrainConfig, train
-from smolcls.train.config import ENGINES, PRESETS
+from smolcls.train.config import ENGINES, LINEAR, PRESETS
 from smolcls.train.publish import create
 
 #: Settings that are plain numbers: the option's name is the setting's, with dashes.
@@ -57,7 +58,13 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="The base: bundled, a GGUF file, a Hugging Face folder, or a Hub id.",
 )  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
-@click.option("--engine", type=click.Choice(ENGINES), default="auto", show_default=True, help="What trains.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="What trains; linear makes a small model of n-grams.",
+)
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings for a run that did not go well.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with its settings and rows.")
 @_number_options
@@ -68,16 +75,22 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(task_name: str | None, resume: bool, name: str | None, **settings: Any) -> None:
     """Train a model on labelled rows, and export it: GGUF, Modelfile, calibration, metrics, model card.
 
+    The engine linear takes seconds, and makes a model of n-grams: the cheap first stage of a chain.
+
     \b
     smolcls train --data rows.jsonl --task mine.toml --out runs/mine
     smolcls train --data shipped --out runs/three-type --preset regularised
+    smolcls train --data rows.jsonl --task mine.toml --out runs/fast --engine linear
 
     A run that was interrupted goes on with: smolcls train --resume --out runs/mine
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    if name is not None and given["engine"] == LINEAR:
+        raise ConfigError("Ollama cannot serve a linear model; leave --create out.")
     with Terminal() as terminal:
         run = train(TrainConfig(**given), task=task_name, resume=resume, watcher=terminal)
-    click.echo(f"trained {run.model} ({run.model.stat().st_size / 1e6:.0f} MB); its card is {run.card}")
+    card = f"; its card is {run.card}" if run.card.is_file() else ""
+    click.echo(f"trained {run.model} ({run.model.stat().st_size / 1e6:.1f} MB){card}")
     found = run.read(run.metrics.name)["test"]
     click.echo(f"test accuracy {found['accuracy']:.1%} on {found['rows']} rows, ECE {found['ece']:.3f}")
     if name is not None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from smolcls.errors import ConfigError
 
-ENGINES = ("auto", "shared", "trl", "unsloth")
+ENGINES = ("auto", "shared", "trl", "unsloth", "linear")
+#: The only engine that fine-tunes nothing: it has settings of its own, and needs rows alone.
+LINEAR = "linear"
 ZERO_2 = "zero2.yaml"
 #: Stands for "the engine's default"; `settle` puts the number in its place.
 AUTO: Any = None
@@ -40,7 +42,7 @@ _CPU: Mapping[str, Any] = {
     "accumulation": 1,
     "warmup": 50,
 }
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {"shared": _CPU, "trl": _GPU, "unsloth": _GPU}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"shared": _CPU, "trl": _GPU, "unsloth": _GPU, LINEAR: {}}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "stable": {"learning_rate": 1e-4, "warmup": 200, "max_norm": 0.5},
     "regularised": {"dropout": 0.2, "epochs": 2.0, "patience": 2},
@@ -57,7 +59,8 @@ class TrainConfig:
         validation, test: files of held-out rows; without them parts of `data` are held out, by family.
         base: `bundled`, a GGUF file, a Hugging Face folder, or a Hub id.
         out: the run's folder.
-        engine: `shared` (CPU), `trl`, `unsloth`, or `auto` for the one that suits this machine.
+        engine: `shared` (CPU), `trl`, `unsloth`, or `auto` for the one that suits this machine; `linear` trains
+            n-grams with logistic regression instead, and takes the data, the task, `out` and `seed` alone.
         preset: `stable`, `regularised`, `low-memory`, or None.
         rank, alpha, dropout: LoRA's (Hu et al. 2021), on all linear layers.
         learning_rate: the peak of a cosine schedule.
@@ -119,6 +122,11 @@ class TrainConfig:
                 raise ConfigError(f"{name} must be a number from {low:g} to {high:g}; found {value!r}.")
             if name in _WHOLE and int(value) != value:
                 raise ConfigError(f"{name} must be a whole number; found {value!r}.")
+        if self.engine == LINEAR:
+            default = {item.name: item.default for item in fields(self)}
+            foreign = [name for name in default if name not in _OF_LINEAR and getattr(self, name) != default[name]]
+            if foreign:
+                raise ConfigError(f"The engine {LINEAR} has no setting {foreign[0]}; leave it out.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values of all settings."""
@@ -157,6 +165,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "hours": (0.01, 10_000),
     "seed": (0, 2**31 - 1),
 }
+_OF_LINEAR = {"data", "validation", "test", "out", "engine", "seed"}
 _WHOLE = {
     "rank", "alpha", "batch", "accumulation", "warmup", "max_length", "pass_tokens", "evaluations", "patience", "seed",
 }  # fmt: skip

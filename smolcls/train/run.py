@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls import build
+from smolcls.backends.linear import FILE as LINEAR_MODEL
 from smolcls.errors import ConfigError
 from smolcls.files import read_json, write_text
 from smolcls.task import DEFAULT_TASK, Task
@@ -24,7 +25,8 @@ class Run:
     Attributes:
         folder: holds, when the run has ended, `config.json`, `task.toml`, `rows/`, `checkpoints/`, `training.json`,
             `adapter/`, `merged/`, `model-f16.gguf`, `model.gguf`, `Modelfile`, `scores.jsonl`, `calibration.json`,
-            `metrics.json`, `README.md` and `run.json`.
+            `metrics.json`, `README.md` and `run.json`. A linear model's has `config.json`, `task.toml`, `rows/`,
+            `model.safetensors` and `metrics.json`.
     """
 
     folder: Path
@@ -65,8 +67,9 @@ class Run:
 
     @property
     def model(self) -> Path:
-        """The quantised model; the backend `llamacpp` finds the calibration beside it."""
-        return self.folder / build.MODEL
+        """The quantised model; the backend `llamacpp` finds the calibration beside it. Or the linear model."""
+        linear = self.folder / LINEAR_MODEL
+        return linear if linear.is_file() else self.folder / build.MODEL
 
     @property
     def modelfile(self) -> Path:
@@ -134,6 +137,8 @@ class Run:
         """The command lines that use the result."""
         task, folder = self.task(), shlex.quote(str(self.folder))
         named = "" if task == Task.load(DEFAULT_TASK) else f" --task {folder}/task.toml"
+        if self.model.name == LINEAR_MODEL:
+            return [f'smolcls classify --backend linear:{folder}{named} "a text"']
         return [
             f'smolcls classify --backend llamacpp:{folder}/{build.MODEL}{named} "a text"',
             f"ollama create {task.name} -f {folder}/{build.MODELFILE}",
