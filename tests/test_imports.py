@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("router",),
     ("settings",),
-    ("data", "evaluate", "report", "bench", "train"),
+    ("data", "evaluate", "report", "bench", "train", "publish"),
     ("cli",),
 )
 #: Rows of their own inside a row.

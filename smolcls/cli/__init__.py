@@ -20,6 +20,7 @@ COMMANDS = {
     "data": ("smolcls.cli.data", "Check, split, vary and write labelled rows."),
     "train": ("smolcls.cli.train", "Train a model on labelled rows and export it."),
     "export": ("smolcls.cli.export", "Repeat the steps after training."),
+    "ollama": ("smolcls.cli.ollama", "Make, look at, remove and push models on an Ollama server."),
 }
 
 EXIT_CODES = """\b

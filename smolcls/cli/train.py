@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
+from smolcls import publish
 from smolcls.cli.terminal import Terminal
 from smolcls.errors import ConfigError
 from smolcls.task import DEFAULT_TASK
 from smolcls.train import TrainConfig, train
 from smolcls.train.config import ENGINES, LINEAR, PRESETS
-from smolcls.train.publish import create
 
 #: Settings that are plain numbers: the option's name is the setting's, with dashes.
 _NUMBERS: dict[str, tuple[type, str]] = {
@@ -94,7 +94,7 @@ def command(task_name: str | None, resume: bool, name: str | None, **settings: A
     found = run.read(run.metrics.name)["test"]
     click.echo(f"test accuracy {found['accuracy']:.1%} on {found['rows']} rows, ECE {found['ece']:.3f}")
     if name is not None:
-        create(run, name)
+        publish.create(name, run.modelfile)
         click.echo(f"Ollama has it as {name}")
     for line in run.commands():
         click.echo(f"  {line}")
