@@ -115,6 +115,10 @@ def start() -> tuple[int, str]:
         "OLLAMA_HOST": address,
         "OLLAMA_MODELS": str(home() / "models"),
         "OLLAMA_NO_CLOUD": "1",
+        # Each server removes at its start what no model of its folder names: another's half-sent file too.
+        "OLLAMA_NOPRUNE": "1",
+        # llama.cpp's workers spin while they wait, and beside busy processes a request takes seconds; as in `native`.
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "3000"),
     }
     with (home() / "server.log").open("wb") as log:
         server = subprocess.Popen(

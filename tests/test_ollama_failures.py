@@ -262,6 +262,15 @@ def test_an_unscored_answer_cannot_be_calibrated() -> None:
         OllamaClassifier(calibration=fitted, allow_unscored=True)
 
 
+def test_a_calibration_belongs_to_the_models_name() -> None:
+    fitted = Calibration(1.5, Task.load("three-type").fingerprint, "three-type", "ollama", 100, 0.5, 0.4)
+    for model in (None, "three-type:latest"):
+        with OllamaClassifier(model, calibration=fitted) as classifier:
+            assert classifier.calibration == fitted
+    with pytest.raises(ConfigError, match=r"another model \(fingerprint three-type; this model's is other\)"):
+        OllamaClassifier("other", calibration=fitted)
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ollama", None)
     with pytest.raises(
