@@ -9,7 +9,9 @@ Importing this package loads no model and no native library.
 
 import atexit as _atexit
 import threading as _threading
+import typing as _typing
 from collections.abc import Iterable as _Iterable
+from typing import Any as _Any
 
 from smolcls.breaker import CircuitBreaker
 from smolcls.calibration import Calibration
@@ -25,6 +27,7 @@ from smolcls.errors import (
     ModelError,
     SmolclsError,
 )
+from smolcls.errors import require as _require
 from smolcls.prediction import Prediction, StageTrace
 from smolcls.registry import load
 from smolcls.router import ConfidenceRouter
@@ -32,6 +35,11 @@ from smolcls.settings import default_router as _default_router
 from smolcls.settings import load_router
 from smolcls.stage import Stage
 from smolcls.task import Label, Task
+
+if _typing.TYPE_CHECKING:
+    from smolcls.data.tables import LabelledText as _LabelledText
+    from smolcls.estimator import SmolclsClassifier as SmolclsClassifier
+    from smolcls.evaluation import Evaluation as _Evaluation
 
 __version__ = "0.1.0"
 
@@ -57,6 +65,7 @@ __all__ = [
     "Task",
     "classify",
     "classify_batch",
+    "evaluate",
     "load",
     "load_router",
 ]
@@ -80,6 +89,28 @@ def classify(text: str) -> Prediction:
 def classify_batch(texts: _Iterable[str]) -> list[Prediction]:
     """Classify texts, in order, with the chain that `classify` uses."""
     return _shared().classify_batch(texts)
+
+
+def evaluate(classifier: Classifier, rows: "_Iterable[_LabelledText | tuple[str, str]]") -> "_Evaluation":
+    """Let a classifier answer labelled rows, and measure how well: see `smolcls.evaluation`.
+
+    Raises:
+        InputError: there are no rows, or one has a blank text or a label that the task does not have.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    from smolcls.evaluation import evaluate as run
+
+    return run(classifier, rows)
+
+
+def __getattr__(name: str) -> _Any:
+    # Late, and no part of `__all__`: it needs scikit-learn, which a star import must not.
+    if name == "SmolclsClassifier":
+        _require("sklearn", extra="train", purpose="SmolclsClassifier")
+        from smolcls.estimator import SmolclsClassifier
+
+        return SmolclsClassifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _shared() -> ConfidenceRouter:

@@ -3,22 +3,25 @@
 One positive number T divides the log-probabilities before they are normalised again (Guo et al.
 2017, "On Calibration of Modern Neural Networks", section 4.2). It keeps the order of the labels,
 so accuracy does not change. T belongs to one task, one model file and one backend: batch shapes and
-quantisation move probabilities, so it is fitted on the path that answers.
+quantisation move probabilities, so it is fitted on the path that answers, and `misfit` tells where else it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
-from smolcls.errors import ConfigError, InputError
-from smolcls.files import read_json, write_text
+from smolcls.errors import ConfigError, InputError, ModelError
+from smolcls.files import read_json, sha256, write_text
 
 MIN_ROWS = 30
 FORMAT = "smolcls-calibration-1"
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".gguf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Calibration:
     Attributes:
         temperature: T > 0; above 1 softens, below 1 sharpens.
         task: fingerprint of the task.
-        model: fingerprint of the model file (its SHA-256, 16 hex digits), or "".
+        model: fingerprint of the model as `model_fingerprint` gives it, its name where it lies on a server, or "".
         backend: name of the backend whose scores were used.
         rows: number of held-out rows used.
         nll_before, nll_after: mean negative log-likelihood on them, in nats.
@@ -51,6 +54,21 @@ class Calibration:
             if not isinstance(getattr(self, name), str):
                 raise ConfigError(f"A calibration's {name} must be a text; found {getattr(self, name)!r}.")
 
+    @classmethod
+    def fit(
+        cls, rows: Sequence[Sequence[float]], truth: Sequence[int], *, task: str, model: str, backend: str
+    ) -> Calibration:
+        """The calibration with the best temperature for held-out rows; see `fit_temperature`.
+
+        Where no row is wrong it does not sharpen: the best temperature would make every answer certain, for nothing
+        in the rows tells where the errors are that more of them would show.
+        """
+        temperature = fit_temperature(rows, truth)
+        if all(row[index] == max(row) for row, index in zip(rows, truth, strict=True)):
+            temperature = max(1.0, temperature)
+        before, after = mean_nll(rows, truth), mean_nll(rows, truth, temperature)
+        return cls(temperature, task, model, backend, len(rows), before, after)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all."""
         write_text(Path(path), json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n")
@@ -71,6 +89,54 @@ class Calibration:
             raise ConfigError(
                 f"{path} is not a calibration that smolcls wrote ({error}). Make it again with: smolcls calibrate"
             ) from error
+
+
+class Fitted(Protocol):
+    """What was fitted on one task, one backend and one model; any of the three may have changed since."""
+
+    @property
+    def task(self) -> str:
+        """Fingerprint of the task."""
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend."""
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model, or "" where none is known."""
+
+
+def misfit(fitted: Fitted, *, task: str, backend: str, model: Callable[[], str]) -> str | None:
+    """What else it was fitted for, in words; None where it belongs to this task, backend and model.
+
+    Args:
+        model: gives the model's fingerprint, or "" where it is not known. Asked only where there is one to compare
+            with, for it may have to read the whole file.
+    """
+    if fitted.task != task:
+        return f"another task or another version of it (fingerprint {fitted.task}; this task's is {task})"
+    if fitted.backend != backend:
+        return f"another backend ({fitted.backend}; this one is {backend})"
+    if fitted.model and (found := model()) and found != fitted.model:
+        return f"another model (fingerprint {fitted.model}; this model's is {found})"
+    return None
+
+
+def model_fingerprint(path: Path) -> str:
+    """16 hex digits: of a model file's SHA-256, or of those of the weights in a folder; "" where there are none.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    try:
+        if path.is_file():
+            return sha256(path)[:16]
+        parts = sorted(item for item in path.iterdir() if item.suffix in _WEIGHTS and item.is_file())
+        together = "".join(item.name + sha256(item) for item in parts)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error}. Expected a model's file or folder.") from error
+    return hashlib.sha256(together.encode()).hexdigest()[:16] if parts else ""
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
@@ -98,6 +164,14 @@ def mean_nll(rows: Sequence[Sequence[float]], truth: Sequence[int], temperature:
     return math.fsum(losses) / len(truth)
 
 
+def check_enough(rows: int) -> None:
+    """Raise `InputError` where a temperature fitted on so many rows would be noise."""
+    if rows < MIN_ROWS:
+        raise InputError(
+            f"A temperature fitted on {rows} rows would be noise; at least {MIN_ROWS} held-out rows are needed."
+        )
+
+
 def fit_temperature(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> float:
     """The temperature in [0.05, 20] with the least negative log-likelihood.
 
@@ -113,10 +187,7 @@ def fit_temperature(rows: Sequence[Sequence[float]], truth: Sequence[int]) -> fl
     """
     if len(rows) != len(truth):
         raise InputError(f"Expected one true label a row; found {len(rows)} rows and {len(truth)} labels.")
-    if len(rows) < MIN_ROWS:
-        raise InputError(
-            f"A temperature fitted on {len(rows)} rows would be noise; at least {MIN_ROWS} held-out rows are needed."
-        )
+    check_enough(len(rows))
     for position, (row, index) in enumerate(zip(rows, truth, strict=True), start=1):
         if not 0 <= index < len(row):
             raise InputError(f"Row {position}: expected the index of one of {len(row)} labels; found {index}.")

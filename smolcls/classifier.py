@@ -6,6 +6,7 @@ and scikit-learn's method names to this module. It knows nothing of models, prom
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -15,11 +16,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from smolcls.calibration import Calibration, apply_temperature
+from smolcls.calibration import Calibration, apply_temperature, misfit
+from smolcls.conformal import Conformal, least_probability
 from smolcls.errors import BackendError, ConfigError, InputError
 from smolcls.prediction import Prediction
 from smolcls.prompt import clean
 from smolcls.task import Task, as_task
+
+log = logging.getLogger("smolcls")
+
+_AGAIN = "Fit it again with: smolcls calibrate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +50,22 @@ class Classifier(ABC):
 
     Args:
         task: the task, its name or file; None is the shipped three-type task.
-        calibration: a fitted temperature, or the path of its file. It is refused where it belongs to
-            another task.
+        calibration: a fitted temperature, or the path of its file. It is an error where it belongs to another
+            task, backend or model; one that is merely found beside a model is then left aside, with a warning.
         min_confidence: below this confidence the label is None (abstention); 0 never abstains.
 
-    Subclasses set `name` (their registry name) and implement `score_batch`. One instance may be
-    called from several threads; a subclass whose library cannot bear that holds a lock.
+    Subclasses set `name` (their registry name) and implement `score_batch`; one with a model file implements
+    `model_fingerprint` and calls `_settle_calibration` as well. One instance may be called from several threads; a
+    subclass whose library cannot bear that holds a lock.
     """
 
     name: ClassVar[str] = "classifier"
     #: Whether this backend's probabilities are measured frequencies without a fitted temperature.
     inherently_calibrated: ClassVar[bool] = False
+    #: Whether the model's own file holds a calibration that was fitted in training.
+    holds_calibration: ClassVar[bool] = False
+    #: Where the calibration of a model of the user's own is looked for, and kept; None where there is no such place.
+    calibration_path: Path | None = None
     _closed = False
 
     def __init__(
@@ -66,7 +77,7 @@ class Classifier(ABC):
     ) -> None:
         self.task = as_task(task)
         self.min_confidence = check_fraction(min_confidence, "min_confidence")
-        self.calibration = self._checked(calibration)
+        self.calibration = self._given(calibration)
 
     @classmethod
     def from_spec(cls, argument: str | None, **options: Any) -> Classifier:
@@ -123,6 +134,47 @@ class Classifier(ABC):
         """The probabilities, shape (texts, labels), columns as in `classes_` (scikit-learn's name)."""
         return [list(prediction.probabilities.values()) for prediction in self.classify_batch(texts)]
 
+    def model_fingerprint(self) -> str:
+        """What tells this model from others: its file's fingerprint, or its name on a server; "" where unknown."""
+        return ""
+
+    def fit_conformal(self, texts: Iterable[str], labels: Sequence[str], *, coverage: float) -> Conformal:
+        """Label sets of a stated coverage, fitted on held-out texts with their labels; see `smolcls.conformal`.
+
+        Each text is asked alone, as `classify` does: batches move the probabilities of quantised models.
+
+        Raises:
+            InputError: a label that the task does not have, not one a text, or too few rows for the coverage.
+            ConfigError: the coverage is not above 0 and below 1.
+        """
+        items = check_texts(texts)
+        if len(items) != len(labels):
+            raise InputError(f"Expected one label a text; found {len(items)} texts and {len(labels)} labels.")
+        for position, label in enumerate(labels, start=1):
+            if label not in self.task.names:
+                raise InputError(
+                    f"Row {position}: expected one of the labels {', '.join(self.task.names)}; found {label!r}."
+                )
+        least_probability([1.0] * len(items), coverage)  # too few rows are said before the work
+        true = [self.classify(text).probabilities[label] for text, label in zip(items, labels, strict=True)]
+        return Conformal(
+            coverage, least_probability(true, coverage), self.task.names, self.task.fingerprint,
+            self.model_fingerprint(), self.name, self._temperature, len(true),
+        )  # fmt: skip
+
+    def predict_set(self, texts: Iterable[str], conformal: Conformal) -> list[tuple[str, ...]]:
+        """For each text the labels of its set, the likeliest first.
+
+        Raises:
+            ConfigError: the sets were fitted for another task, backend, model or temperature.
+        """
+        reason = misfit(conformal, task=self.task.fingerprint, backend=self.name, model=self.model_fingerprint)
+        if reason is None and conformal.temperature != self._temperature:
+            reason = f"another temperature ({conformal.temperature:g}; this classifier's is {self._temperature:g})"
+        if reason is not None:
+            raise ConfigError(f"The label sets were fitted for {reason}. Fit them again with fit_conformal.")
+        return [conformal.predict_set(prediction) for prediction in self.classify_batch(texts)]
+
     def close(self) -> None:
         """Free what the backend holds. Calling it twice does no harm; classifying afterwards is an error."""
         self._closed = True
@@ -135,6 +187,10 @@ class Classifier(ABC):
     ) -> None:
         self.close()
 
+    @property
+    def _temperature(self) -> float:
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
     def _predict(self, scores: Scores, latency_ms: float) -> Prediction:
         names = self.task.names
         values = scores.log_probabilities
@@ -142,8 +198,7 @@ class Classifier(ABC):
             raise BackendError(
                 f"{self.name} was to score the labels {', '.join(names)} with log-probabilities; it returned {values}."
             )
-        temperature = 1.0 if self.calibration is None else self.calibration.temperature
-        probabilities = dict(zip(names, apply_temperature(values, temperature), strict=True))
+        probabilities = dict(zip(names, apply_temperature(values, self._temperature), strict=True))
         label, confidence = max(probabilities.items(), key=lambda item: item[1])
         return Prediction(
             label=label if confidence >= self.min_confidence else None,
@@ -157,17 +212,36 @@ class Classifier(ABC):
             rule=scores.rule,
         )
 
-    def _checked(self, calibration: Calibration | str | Path | None) -> Calibration | None:
-        if calibration is None or isinstance(calibration, Calibration):
-            fitted = calibration
-        else:
-            fitted = Calibration.load(calibration)
-        if fitted is not None and fitted.task != self.task.fingerprint:
-            raise ConfigError(
-                f"The calibration was fitted for another task or another version of it (fingerprint {fitted.task}; "
-                f"this task's is {self.task.fingerprint}). Fit it again with: smolcls calibrate"
-            )
+    def _given(self, calibration: Calibration | str | Path | None) -> Calibration | None:
+        """A calibration that the user named, checked against all but the model."""
+        if calibration is None:
+            return None
+        fitted = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        # The model is not known yet; str() is "".
+        reason = misfit(fitted, task=self.task.fingerprint, backend=self.name, model=str)
+        if reason is not None:
+            raise ConfigError(f"The calibration was fitted for {reason}. {_AGAIN}")
         return fitted
+
+    def _settle_calibration(self, beside: Path | None, *, built: bool = False) -> None:
+        """Check the calibration that was given against the model too, else take the one beside the model if it fits.
+
+        Args:
+            beside: the file to look for; None where there is no place for one.
+            built: whether a build put it there for this very model, whose bytes may differ between machines.
+        """
+        given = self.calibration
+        fitted = Calibration.load(beside) if given is None and beside is not None and beside.is_file() else given
+        if fitted is None:
+            return
+        model = str if built and given is None else self.model_fingerprint
+        reason = misfit(fitted, task=self.task.fingerprint, backend=self.name, model=model)
+        if reason is None:
+            self.calibration = fitted
+        elif given is not None:
+            raise ConfigError(f"The calibration was fitted for {reason}. {_AGAIN}")
+        else:
+            log.warning("%s was fitted for %s and is not applied. %s", beside, reason, _AGAIN)
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:

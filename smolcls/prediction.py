@@ -41,9 +41,11 @@ class Prediction:
         calibrated: whether the probabilities were calibrated on held-out rows.
         truncated: whether the text was shortened before it was scored.
         latency_ms: wall-clock milliseconds, per text of the batch it was answered in.
-        label_mass: probability that the model gave to the labels' tokens before they were
-            normalised over the labels; low values hint at a text unlike the training rows.
-            None where a backend has no such number.
+        label_mass: probability, 0 to 1, that the model gave to the labels' tokens before they were normalised over
+            the labels. A signal for texts that are out of the task's scope: a model fine-tuned for the task gives
+            nearly all of it to the labels on texts like its training rows, and less on others. It says nothing about
+            which label is right, and is not calibrated: choose a limit on rows of your own. From llamacpp,
+            transformers and ollama; None where a backend has no such number. `smolcls.novelty` has another signal.
         rule: name of the rule that decided, for the rules backend.
         trace: what each stage of a router did; empty for a single backend.
     """

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from smolcls.classifier import Classifier, Scores, check_texts
 from smolcls.errors import (
@@ -29,6 +29,10 @@ from smolcls.runner import StageRunner
 from smolcls.stage import Stage
 from smolcls.task import Task
 
+if TYPE_CHECKING:
+    from smolcls.chain import ChainFit
+    from smolcls.measured import Labelled, Progress
+
 # A stage with a time-out gets so many texts at once: its limit grows with them, and a hanging stage
 # must not hold a large batch for long.
 _TIMED_CHUNK = 16
@@ -44,12 +48,16 @@ class ConfidenceRouter(Classifier):
         min_confidence: below this confidence of the final answer the label is None.
         clock: a monotonic clock in seconds for the circuit breakers; tests give their own.
 
+    Attributes:
+        chain_fit: what `fit` found out about this router, for one that it made.
+
     Raises:
         ConfigError: no stages; a stage names a label that the task does not have, or was given a
             classifier with other labels.
     """
 
     name: ClassVar[str] = "router"
+    chain_fit: ChainFit | None = None
 
     def __init__(
         self,
@@ -117,6 +125,48 @@ class ConfidenceRouter(Classifier):
         with ExitStack() as stack:  # one that fails to close does not keep the others open
             for runner in self._runners:
                 stack.callback(runner.close)
+
+    def fit(
+        self,
+        rows: Sequence[Labelled],
+        *,
+        max_error: float | None = None,
+        target_accuracy: float | None = None,
+        max_latency_ms: float | None = None,
+        confidence: float = 0.95,
+        progress: Progress | None = None,
+    ) -> ConfidenceRouter:
+        """A new router with the stages of this one and thresholds fitted on held-out rows, for one of three aims.
+
+        See `smolcls.chain` for the method. Thresholds of a stage by label become one for all; the labels in
+        `accept` stay the ones that it takes. The result is in `chain_fit`, with a bound on the accuracy.
+
+        Args:
+            rows: texts with labels that no stage was trained on; with a `family` where they resemble each other.
+            max_error: the fastest chain whose error stays within this, with probability `confidence`.
+            target_accuracy: the fastest chain that is so accurate on the rows that propose it.
+            max_latency_ms: the most accurate chain whose mean latency is within this.
+            confidence: probability that the bound holds.
+            progress: called with the stage that is measured, the rows done, and the rows in all.
+
+        Raises:
+            ConfigError: none or several of the aims, or one out of its range.
+            InputError: the rows cannot be used, are too few for the bound, or no chain reaches the aim.
+            BackendError: a stage does not answer.
+        """
+        from smolcls import chain  # late: answering needs none of it
+        from smolcls.measured import measure
+
+        aim = chain.Aim(max_error, target_accuracy, max_latency_ms, confidence)
+        found = chain.choose(chain.explore(measure(self.stages, self.task, rows, progress)), aim)
+        return self.with_fit(found)
+
+    def with_fit(self, found: ChainFit) -> ConfidenceRouter:
+        """A new router with the stages of this one and the thresholds of a fit."""
+        stages = [stage.with_threshold(cut) for stage, cut in zip(self.stages, found.thresholds, strict=True)]
+        fitted = ConfidenceRouter(stages, task=self.task, min_confidence=self.min_confidence)
+        fitted.chain_fit = found
+        return fitted
 
     def _finish(self, call: _Call) -> Prediction:
         best = call.best()

@@ -6,7 +6,7 @@ Plain values, checked; `runner.py` does the work.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from smolcls.classifier import Classifier, check_fraction
@@ -78,6 +78,12 @@ class Stage:
             least: float = self.accept[label]
             return least
         return self.threshold.get(label, 0.0) if isinstance(self.threshold, Mapping) else self.threshold
+
+    def with_threshold(self, threshold: float) -> Stage:
+        """This stage with one threshold for every label that it accepts."""
+        if isinstance(self.accept, Mapping):
+            return replace(self, accept=dict.fromkeys(self.accept, threshold))
+        return replace(self, threshold=threshold)
 
     def labels(self) -> set[str]:
         """Every label that the stage's options name."""

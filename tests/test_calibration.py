@@ -1,20 +1,31 @@
-"""Temperature scaling: the fit, its guards, and its file."""
+"""Temperature scaling: the fit, its guards, its file, what it belongs to; and `smolcls calibrate`."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smolcls import Calibration, ConfigError, InputError
-from smolcls.calibration import MIN_ROWS, apply_temperature, fit_temperature, log_softmax, mean_nll
+from smolcls import Calibration, Classifier, ConfigError, InputError, ModelError, Scores, registry
+from smolcls.calibration import (
+    MIN_ROWS,
+    apply_temperature,
+    fit_temperature,
+    log_softmax,
+    mean_nll,
+    misfit,
+    model_fingerprint,
+)
 
 FITTED = Calibration(1.5, task="0" * 16, model="", backend="fake", rows=100, nll_before=0.5, nll_after=0.4)
 
@@ -144,3 +155,121 @@ def test_a_missing_file(tmp_path: Path) -> None:
         Calibration.load(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="is not a calibration"):
         Calibration.load(tmp_path)
+
+
+# What it belongs to.
+
+
+def test_where_no_row_is_wrong_nothing_is_sharpened() -> None:
+    row, identity = log_softmax([2.0, 0.0]), {"task": "t", "model": "m", "backend": "b"}
+    assert fit_temperature([row] * 40, [0] * 40) < 0.2
+    assert Calibration.fit([row] * 40, [0] * 40, **identity).temperature == 1.0
+    some = Calibration.fit([row] * 40, [0] * 39 + [1], **identity)
+    assert some.temperature < 1.0
+    assert (some.task, some.model, some.backend, some.rows) == ("t", "m", "b", 40)
+    assert some.nll_after < some.nll_before == pytest.approx(mean_nll([row] * 40, [0] * 39 + [1]))
+
+
+def test_a_models_fingerprint_is_that_of_its_weights(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"abc")
+    assert model_fingerprint(file) == "ba7816bf8f01cfea"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert model_fingerprint(folder) == ""
+    (folder / "model.safetensors").write_bytes(b"abc")
+    first = model_fingerprint(folder)
+    (folder / "calibration.json").write_text("{}")
+    assert model_fingerprint(folder) == first != ""
+    (folder / "model.safetensors").write_bytes(b"abd")
+    assert model_fingerprint(folder) != first
+    with pytest.raises(ModelError, match=r"cannot be read: .* Expected a model's file or folder"):
+        model_fingerprint(tmp_path / "none")
+
+
+def test_the_model_is_looked_at_only_where_there_is_one_to_compare_with() -> None:
+    def unread() -> str:
+        raise AssertionError
+
+    assert misfit(FITTED, task=FITTED.task, backend="fake", model=unread) is None
+    other = dataclasses.replace(FITTED, model="m0")
+    assert misfit(other, task=FITTED.task, backend="fake", model=str) is None
+    assert misfit(other, task=FITTED.task, backend="other", model=unread) == "another backend (fake; this one is other)"
+    found = misfit(other, task=FITTED.task, backend="fake", model=lambda: "m1")
+    assert found == "another model (fingerprint m0; this model's is m1)"
+
+
+# `smolcls calibrate`.
+
+
+class Sure(Classifier):
+    """Right in three of four rows and far too sure of each; its model is the file `sure.bin`."""
+
+    name = "sure"
+
+    def __init__(self, model: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._model = model
+        if model is not None:
+            self.calibration_path = Path(model).with_name("calibration.json")
+        self._settle_calibration(self.calibration_path)
+
+    def model_fingerprint(self) -> str:
+        return "" if self._model is None else model_fingerprint(Path(self._model))
+
+    def score_batch(self, texts: Sequence[str]) -> list[Scores]:
+        assert len(texts) == 1
+        return [Scores(tuple(log_softmax([5.0 + len(text) / 100, 0.0, 0.0]))) for text in texts]
+
+
+@pytest.fixture
+def sure(monkeypatch: pytest.MonkeyPatch) -> str:
+    find = registry.find
+    monkeypatch.setattr(registry, "find", lambda name: Sure if name == "sure" else find(name))
+    lines = [{"text": f"x{n}", "label": "prompt" if n % 4 == 0 else "command"} for n in range(80)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("sure.bin").write_bytes(b"abc")
+    return "sure:sure.bin"
+
+
+def test_the_command_writes_the_calibration_beside_the_model(sure: str) -> None:
+    pytest.importorskip("sklearn")
+    Path("calibration.json").write_text("damaged")
+    result = run("calibrate", "rows.jsonl", "--backend", sure)
+    assert result.exit_code == 0, result.output
+    _, temperature, nll, ece, wrote = result.stdout.splitlines()
+    assert wrote == "wrote calibration.json"
+    fitted = Calibration.load("calibration.json")
+    assert (fitted.backend, fitted.rows, fitted.model) == ("sure", 80, "ba7816bf8f01cfea")
+    assert temperature.split() == ["temperature", "1.0000", f"{fitted.temperature:.4f}"]
+    assert nll.split() == ["NLL", f"{fitted.nll_before:.4f}", f"{fitted.nll_after:.4f}"]
+    before, after = map(float, ece.split()[1:])
+    assert before > 0.2 > 0.05 > after
+    with registry.load(sure) as classifier:
+        assert classifier.classify("x").confidence == pytest.approx(0.75, abs=0.01)
+        assert classifier.classify("x").calibrated
+    Path("sure.bin").write_bytes(b"another model")
+    with registry.load(sure) as classifier:
+        assert not classifier.classify("x").calibrated
+
+
+def test_the_command_without_a_place_beside_a_model_wants_one(sure: str) -> None:
+    pytest.importorskip("sklearn")
+    result = run("calibrate", "rows.jsonl", "--backend", "sure")
+    assert result.exit_code == 2
+    assert "give --out FILE" in result.stderr
+    result = run("calibrate", "rows.jsonl", "--backend", "sure", "--out", "mine.json")
+    assert result.exit_code == 0, result.output
+    assert Calibration.load("mine.json").rows == 80
+
+
+def test_the_command_refuses_too_few_rows_and_a_model_that_holds_its_own(sure: str) -> None:
+    pytest.importorskip("sklearn")
+    result = run("calibrate", "rows.jsonl", "--backend", "linear", "--out", "mine.json")
+    assert result.exit_code == 2
+    assert "A model of the backend 'linear' holds the calibration that was fitted in its training" in result.stderr
+    Path("rows.jsonl").write_text('{"text": "x", "label": "prompt"}\n' * 29)
+    result = run("calibrate", "rows.jsonl", "--backend", sure)
+    assert result.exit_code == 2
+    assert "fitted on 29 rows would be noise; at least 30" in result.stderr
+    assert not Path("calibration.json").exists()

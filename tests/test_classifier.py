@@ -77,6 +77,14 @@ def test_a_calibration_of_another_task_is_refused() -> None:
     assert "smolcls calibrate" in str(caught.value)
 
 
+def test_a_calibration_of_another_backend_is_refused() -> None:
+    class Other(Fixed):
+        name = "other"
+
+    with pytest.raises(ConfigError, match=r"fitted for another backend \(fixed; this one is other\)\. Fit it again"):
+        Other(0.0, -1.0, calibration=fitted(2.0))
+
+
 def test_abstention_is_at_the_bound_itself_not_yet() -> None:
     values = (math.log(0.25), math.log(0.75))
     assert Fixed(*values, min_confidence=0.74).classify("x").label == "b"

@@ -132,6 +132,43 @@ def test_everything_optional_missing_at_once() -> None:
     assert reasons["ollama"].endswith('pip install "smolcls[ollama]"')
 
 
+EVALUATE = """
+    import pathlib
+    rows = pathlib.Path(sys.argv[2]) / "rows.csv"
+    rows.write_text("text,label\\n/help,command\\nhi,prompt\\n")
+    from smolcls.data.tables import read_table
+    from smolcls.report import Report, write
+    try:
+        found = smolcls.evaluate(smolcls.load("rules"), [("/help", "command"), ("hi", "prompt")])
+        print("measured", found.metrics.rows)
+        print("drawn", write(Report("rows", "three-type", (found,)), sys.argv[2]).name)
+        print("read", len(read_table(rows)))
+    except smolcls.SmolclsError as error:
+        print(type(error).__name__, error)
+"""
+EVALUATE_CASES = [
+    ("sklearn", "", "Measuring a classifier"),
+    ("matplotlib", "measured 2\n", "Drawing a report"),
+    ("datasets", "measured 2\ndrawn report.html\n", "Reading CSV and Parquet"),
+]
+
+
+@pytest.mark.parametrize(("hidden", "done", "purpose"), EVALUATE_CASES, ids=[item[0] for item in EVALUATE_CASES])
+def test_measuring_names_what_it_lacks(hidden: str, done: str, purpose: str, tmp_path: Path) -> None:
+    for module in ("sklearn", "matplotlib", "datasets"):
+        if module != hidden:
+            pytest.importorskip(module)
+    said = without(hidden, EVALUATE, tmp_path)
+    reason = f"{purpose} needs the package `{hidden}`, which is not installed. Install it with: "
+    assert said == f'{done}MissingExtraError {reason}pip install "smolcls[evaluate]"\n'
+
+
+def test_measuring_with_all_of_its_extra(tmp_path: Path) -> None:
+    for module in ("sklearn", "matplotlib", "datasets"):
+        pytest.importorskip(module)
+    assert without("torch,llama_cpp", EVALUATE, tmp_path) == "measured 2\ndrawn report.html\nread 2\n"
+
+
 def test_every_line_that_is_named_installs_something() -> None:
     """An extra in a message is one in `pyproject.toml`, wherever in the sources it stands."""
     if not PYPROJECT.is_file():
@@ -140,5 +177,5 @@ def test_every_line_that_is_named_installs_something() -> None:
     named = set()
     for path in (PYPROJECT.parent / "smolcls").rglob("*.py"):
         named |= set(re.findall(r"(?:extra=|pip_line\(|_EXTRA = )[\"']([a-z]+)[\"']", path.read_text(encoding="utf-8")))
-    assert named >= {"llamacpp", "local", "transformers", "ollama"}
+    assert named >= {"evaluate", "llamacpp", "local", "transformers", "ollama"}
     assert named <= extras

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tiny import (
 
 import smolcls
 from smolcls import ConfigError, ModelError, Task, build, native
+from smolcls.files import sha256
 
 if not HAS_LLAMA_CPP:
     pytest.skip("needs the extra llamacpp", allow_module_level=True)
@@ -226,20 +228,37 @@ def test_the_calibration_beside_the_model_is_taken(tiny: Path, tmp_path: Path) -
         assert own.classify("hi").probabilities == pytest.approx(raw.probabilities)
 
 
-def test_a_calibration_beside_it_of_another_task_or_backend_is_left_aside(
+def test_a_calibration_beside_it_that_belongs_elsewhere_is_not_applied_and_says_so_once(
     tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "model.gguf"
+    path, task = tmp_path / "model.gguf", Task.load("three-type")
     path.write_bytes(tiny.read_bytes())
-    for calibration in (fitted(Task.load("three-type"), "transformers"), fitted(SPREAD, "llamacpp")):
+    for calibration, reason in (
+        (fitted(task, "transformers"), "another backend (transformers; this one is llamacpp)"),
+        (fitted(SPREAD, "llamacpp"), f"another task or another version of it (fingerprint {SPREAD.fingerprint}; this"),
+        (replace(fitted(task, "llamacpp"), model="0" * 16), f"another model (fingerprint {'0' * 16}; this model's is"),
+    ):
         calibration.save(tmp_path / build.CALIBRATION)
         caplog.clear()
-        with caplog.at_level("INFO", logger="smolcls"), tiny_classifier(path) as classifier:
+        with tiny_classifier(path) as classifier:
             assert classifier.calibration is None
             assert not classifier.classify("hi").calibrated
-        assert "calibration.json was fitted for another task or backend and is left aside" in caplog.text
-        # From a warning on, Python prints a record that no handler takes.
-        assert {record.levelname for record in caplog.records} == {"INFO"}
+        [record] = caplog.records
+        assert (record.name, record.levelname) == ("smolcls", "WARNING")
+        assert f"calibration.json was fitted for {reason}" in record.getMessage()
+        assert record.getMessage().endswith("is not applied. Fit it again with: smolcls calibrate")
+
+
+def test_a_calibration_of_this_very_file_is_taken(tiny: Path, tmp_path: Path) -> None:
+    path, task = tmp_path / "model.gguf", Task.load("three-type")
+    path.write_bytes(tiny.read_bytes())
+    own = replace(fitted(task, "llamacpp"), model=sha256(path)[:16])
+    own.save(tmp_path / build.CALIBRATION)
+    with tiny_classifier(path) as classifier:
+        assert classifier.calibration == own
+        assert classifier.calibration_path == tmp_path / build.CALIBRATION
+    with pytest.raises(ConfigError, match="fitted for another model"):
+        tiny_classifier(path, calibration=replace(own, model="0" * 16))
 
 
 def test_a_calibration_that_is_damaged_or_given_for_another_task_is_refused(tiny: Path, tmp_path: Path) -> None:

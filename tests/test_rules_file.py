@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
@@ -78,10 +79,11 @@ def test_only_a_temperature_fitted_on_rules_is_taken(tmp_path: Path) -> None:
     plain = desk(tmp_path).classify("refund")
     softened = RulesClassifier(tmp_path / "desk.rules.toml", task=DESK, calibration=calibration("rules", DESK))
     assert softened.classify("refund").confidence < plain.confidence
-    with pytest.raises(
-        ConfigError, match=r"one fitted on the backend 'rules'; this one was fitted on 'ollama'.*Leave it"
-    ):
+    with pytest.raises(ConfigError, match=r"fitted for another backend \(ollama; this one is rules\)"):
         RulesClassifier(tmp_path / "desk.rules.toml", task=DESK, calibration=calibration("ollama", DESK))
+    of_other_rules = dataclasses.replace(calibration("rules", DESK), model="0" * 16)
+    with pytest.raises(ConfigError, match=r"fitted for another model \(fingerprint 0{16}; this model's is "):
+        RulesClassifier(tmp_path / "desk.rules.toml", task=DESK, calibration=of_other_rules)
 
 
 # The file.

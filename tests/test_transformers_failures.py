@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,23 +124,38 @@ def _calibration(backend_name: str, task: Task, temperature: float = 4.0) -> Cal
     return Calibration(temperature, task.fingerprint, "", backend_name, 100, 0.5, 0.4)
 
 
-def test_the_folders_own_calibration_is_taken_where_it_was_fitted_for_this_backend(own_folder: Path) -> None:
+def test_the_folders_own_calibration_is_taken_where_it_belongs_to_the_model(
+    own_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     task = Task.load("three-type")
     with TransformersClassifier(own_folder, device="cpu") as made:
         plain = made.classify("hi")
+        model = made.model_fingerprint()
     assert plain.calibrated is False
-    _calibration("llamacpp", task).save(own_folder / "calibration.json")
-    with TransformersClassifier(own_folder, device="cpu") as made:
-        assert made.classify("hi").probabilities == plain.probabilities
-    _calibration("transformers", task).save(own_folder / "calibration.json")
+    own = replace(_calibration("transformers", task), model=model)
+    for other in (_calibration("llamacpp", task), _calibration("transformers", CARDS), replace(own, model="0" * 16)):
+        other.save(own_folder / "calibration.json")
+        caplog.clear()
+        with TransformersClassifier(own_folder, device="cpu") as made:
+            assert made.classify("hi").probabilities == plain.probabilities
+        [record] = caplog.records
+        assert (record.name, record.levelname) == ("smolcls", "WARNING")
+        assert "calibration.json was fitted for another" in record.getMessage()
+    own.save(own_folder / "calibration.json")
     with TransformersClassifier(own_folder, device="cpu") as made:
         softened = made.classify("hi")
     assert softened.calibrated is True
     assert softened.confidence < plain.confidence
     with TransformersClassifier(own_folder, device="cpu", calibration=_calibration("transformers", task, 1.0)) as made:
         assert made.classify("hi").confidence == pytest.approx(plain.confidence)
+
+
+def test_a_calibration_that_is_named_has_to_belong_to_the_model(own_folder: Path) -> None:
+    fitted = _calibration("transformers", Task.load("three-type"))
     with pytest.raises(ConfigError, match="The calibration was fitted for another task"):
-        TransformersClassifier(own_folder, task=CARDS, device="cpu")
+        TransformersClassifier(own_folder, task=CARDS, device="cpu", calibration=fitted)
+    with pytest.raises(ConfigError, match="The calibration was fitted for another model"):
+        TransformersClassifier(own_folder, device="cpu", calibration=replace(fitted, model="0" * 16))
 
 
 # Failures

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from smolcls import prompt
 from smolcls.backends import _linear_file
-from smolcls.calibration import Calibration, log_softmax
+from smolcls.calibration import Calibration, log_softmax, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, ModelError
 from smolcls.files import user_path
@@ -39,6 +39,7 @@ class LinearClassifier(Classifier):
     """
 
     name: ClassVar[str] = "linear"
+    holds_calibration: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class LinearClassifier(Classifier):
                 f"{', '.join(self.task.names)}. Name the task it was trained for, or train it for this one."
             )
         self._columns = [names.index(name) for name in self.task.names]
+        self._settle_calibration(None)
         if self.calibration is None:
             # No fingerprint to compare: it was fitted on these weights, and no instruction is read here.
             self.calibration = self._model.calibration
@@ -65,6 +67,10 @@ class LinearClassifier(Classifier):
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:
         """Score texts one by one."""
         return [self._score(text) for text in texts]
+
+    def model_fingerprint(self) -> str:
+        """Of the file's SHA-256."""
+        return model_fingerprint(self.model_path)
 
     def _score(self, text: str) -> Scores:
         rendered = prompt.render(self.task, text)

@@ -15,11 +15,10 @@ from typing import ClassVar
 import smolcls.build as builder
 from smolcls import prompt
 from smolcls.backends._llamacpp_engine import Engine
-from smolcls.calibration import Calibration
+from smolcls.calibration import Calibration, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, pip_line
-from smolcls.files import user_path
-from smolcls.native import log
+from smolcls.files import read_json, user_path
 from smolcls.scan import scan
 from smolcls.task import Task, check_count
 
@@ -34,7 +33,7 @@ class LlamaCppClassifier(Classifier):
         model: path of a GGUF file; None is the embedded default, built on first use.
         task: the task, its name or file; None is the shipped three-type task.
         calibration: a fitted temperature or its file; None takes the one beside the model if it was
-            fitted for this backend.
+            fitted for this task, backend and model.
         min_confidence: below this confidence the label is None.
         threads: CPU threads; None is one for each core this process may use.
 
@@ -58,8 +57,11 @@ class LlamaCppClassifier(Classifier):
         if threads is not None:
             check_count(threads, "threads", least=1)
         self.model_path = self._find(model)
-        if self.calibration is None:
-            self.calibration = self._beside()
+        beside = self.model_path.with_name(builder.CALIBRATION)
+        self._embedded = model is None
+        if not self._embedded:
+            self.calibration_path = beside
+        self._settle_calibration(beside, built=self._embedded)
         self._engine = Engine(self.model_path, self.task, _cores() if threads is None else threads)
 
     @classmethod
@@ -80,6 +82,12 @@ class LlamaCppClassifier(Classifier):
         """Token ids of a text as it stands in the prompt (no special tokens are parsed)."""
         return self._engine.tokenize(text)
 
+    def model_fingerprint(self) -> str:
+        """Of the file's SHA-256, which the build of the embedded default has noted already."""
+        if self._embedded:
+            return str(read_json(self.model_path.with_name(builder.RECEIPT))["sha256"])[:16]
+        return model_fingerprint(self.model_path)
+
     def close(self) -> None:
         """Free the model and its context; a call in another thread ends its decode first."""
         super().close()
@@ -93,17 +101,6 @@ class LlamaCppClassifier(Classifier):
         path = user_path(model)
         scan(path)
         return path
-
-    def _beside(self) -> Calibration | None:
-        path = self.model_path.with_name(builder.CALIBRATION)
-        if not path.is_file():
-            return None
-        fitted = Calibration.load(path)
-        # The same folder may hold what transformers loads, which answers a little differently.
-        if fitted.backend != self.name or fitted.task != self.task.fingerprint:
-            log.info("%s was fitted for another task or backend and is left aside", path)
-            return None
-        return fitted
 
 
 def _cores() -> int:

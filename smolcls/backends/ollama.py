@@ -90,6 +90,7 @@ class OllamaClassifier(Classifier):
         super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
         self.model = self.task.name if model is None else model
         _check(self.model, timeout, keep_alive, workers)
+        self._settle_calibration(None)
         if allow_unscored and self.calibration is not None:
             raise ConfigError(
                 "An unscored answer has no probability to calibrate. Leave out allow_unscored= or calibration=."
@@ -123,6 +124,10 @@ class OllamaClassifier(Classifier):
         """Score texts, `workers` requests at a time; the first failure ends the batch."""
         rendered = [prompt.render(self.task, text) for text in texts]
         return _concurrently(self._score, rendered, self.workers)
+
+    def model_fingerprint(self) -> str:
+        """The model's name in Ollama, whose files are the server's."""
+        return self.model.removesuffix(":latest")
 
     def close(self) -> None:
         """Close the connections to the server; the model stays loaded there for `keep_alive`."""

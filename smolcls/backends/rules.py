@@ -34,7 +34,7 @@ from typing import ClassVar
 
 from smolcls import prompt
 from smolcls.backends._rules_file import Rule, read_rules, with_counts
-from smolcls.calibration import Calibration
+from smolcls.calibration import Calibration, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, InputError
 from smolcls.task import Task
@@ -71,11 +71,6 @@ class RulesClassifier(Classifier):
         min_confidence: float = 0.0,
     ) -> None:
         super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
-        if self.calibration is not None and self.calibration.backend != self.name:
-            raise ConfigError(
-                f"Expected no calibration, or one fitted on the backend 'rules'; this one was fitted on "
-                f"{self.calibration.backend!r} and would spoil the frequencies that rules carry. Leave it out."
-            )
         path = self.task.rules if rules is None else Path(rules).expanduser()
         if path is None:
             raise ConfigError(
@@ -83,6 +78,8 @@ class RulesClassifier(Classifier):
                 "name, label, pattern and why (the last without a pattern: it decides what is left), and name it: "
                 '`rules = "FILE"` in the task\'s file, Task(..., rules=FILE), or the backend rules:FILE.'
             )
+        self._path = path
+        self._settle_calibration(None)
         self.rules = read_rules(_read(path), self.task, where=str(path))
         self._scores = {
             rule.name: Scores(_log_probabilities(rule, self.task.names), rule=rule.name) for rule in self.rules
@@ -91,6 +88,10 @@ class RulesClassifier(Classifier):
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:
         """Score texts by the first rule that decides each."""
         return [self._score(text) for text in texts]
+
+    def model_fingerprint(self) -> str:
+        """Of the rules file's SHA-256."""
+        return model_fingerprint(self._path)
 
     def decide(self, text: str) -> Rule:
         """The rule that decides a text.

@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import smolcls.build as builder
 from smolcls import native, prompt
 from smolcls.backends import _transformers_loading as loading
-from smolcls.calibration import Calibration
+from smolcls.calibration import Calibration, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import BackendError, ConfigError, ModelError, pip_line, require
 from smolcls.files import user_path
@@ -43,7 +43,7 @@ class TransformersClassifier(Classifier):
         model: a folder that transformers saved, a Hub id, or a GGUF file (which is dequantised).
         task: the task, its name or file; None is the shipped three-type task.
         calibration: a fitted temperature or its file; None takes the one in the model's folder if it was
-            fitted for this backend.
+            fitted for this task, backend and model.
         min_confidence: below this confidence the label is None.
         device: a torch device such as `cpu` or `cuda:1`; None is CUDA where it is available, else the CPU.
         dtype: `float32`, `bfloat16`, `float16`, `float64`, or torch's; None is bfloat16 on CUDA, else float32.
@@ -73,8 +73,10 @@ class TransformersClassifier(Classifier):
                 "The transformers backend needs a model: a folder, a Hub id or a GGUF file, such as "
                 f"transformers:runs/x/merged; found {model!r}. The embedded default is llamacpp's."
             )
-        if self.calibration is None:
-            self.calibration = self._beside(user_path(model))
+        self._source = model
+        if user_path(model).is_dir():
+            self.calibration_path = user_path(model) / builder.CALIBRATION
+        self._settle_calibration(self.calibration_path)
         self._engine = _Engine(model, self.task, device, dtype)
 
     @classmethod
@@ -93,18 +95,15 @@ class TransformersClassifier(Classifier):
         """Token ids of a text as it stands in the prompt (no special tokens are parsed)."""
         return self._engine.tokenize(text)
 
+    def model_fingerprint(self) -> str:
+        """Of the file's or the folder's weights; a Hub id stands for itself."""
+        path = user_path(self._source)
+        return model_fingerprint(path) if path.exists() else str(self._source)
+
     def close(self) -> None:
         """Free the model; a call in another thread ends its pass first."""
         super().close()
         self._engine.close()
-
-    def _beside(self, folder: Path) -> Calibration | None:
-        path = folder / builder.CALIBRATION
-        if not path.is_file():
-            return None
-        fitted = Calibration.load(path)
-        # The folder's own file may have been fitted on the GGUF made from it, which answers a little differently.
-        return self._checked(fitted) if fitted.backend == self.name else None
 
 
 @dataclass(frozen=True, slots=True)
