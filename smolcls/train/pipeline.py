@@ -51,7 +51,10 @@ def train(
         ModelError: the base cannot be used, or the training went nowhere; the message says what to try.
     """
     listener = watcher or Watcher()
-    linear = (Run(config.out).config() if resume else config).engine == LINEAR
+    chosen = (Run(config.out).config() if resume else config).engine
+    linear = chosen == LINEAR
+    if chosen == "unsloth":  # it patches transformers and TRL, and must be imported before them
+        require("unsloth", extra="unsloth", purpose="The engine unsloth")
     for package in _NEEDED_BY_LINEAR if linear else _NEEDED:
         require(package, extra="train", purpose="Training")
     # First, for torch then computes with the same OpenMP, whose workers `native` bids spin no longer than is good:
