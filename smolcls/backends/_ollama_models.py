@@ -32,19 +32,13 @@ class ModelServer(Server):
 
     def find(self, model: str) -> ollama.ListResponse.Model | None:
         """The entry of a model, or None where the server does not have it."""
-        try:
-            found = self._client.list().models
-        except FOREIGN as error:
-            raise translate(error, self, model) from error
-        return next((entry for entry in found if entry.model in (model, f"{model}:latest")), None)
+        entry: ollama.ListResponse.Model | None = self._entry(self._client.list, model)
+        return entry
 
     def loaded(self, model: str) -> ollama.ProcessResponse.Model | None:
         """The entry of a model among those in memory, or None."""
-        try:
-            found = self._client.ps().models
-        except FOREIGN as error:
-            raise translate(error, self, model) from error
-        return next((entry for entry in found if entry.model in (model, f"{model}:latest")), None)
+        entry: ollama.ProcessResponse.Model | None = self._entry(self._client.ps, model)
+        return entry
 
     def has_blob(self, digest: str) -> bool:
         """Whether the server has a file of this digest."""
@@ -95,6 +89,13 @@ class ModelServer(Server):
                     progress(part.completed or 0, part.total)
         except FOREIGN as error:
             raise translate(error, self, model) from error
+
+    def _entry(self, listing: Callable[[], Any], model: str) -> Any:
+        try:
+            found = listing().models
+        except FOREIGN as error:
+            raise translate(error, self, model) from error
+        return next((entry for entry in found if entry.model in (model, f"{model}:latest")), None)
 
     def _asked(self, model: str, method: str, path: str, **request: Any) -> Any:
         # The client has no public call for these; its protected one maps errors as its public ones do.
