@@ -1,8 +1,8 @@
 """The engine `unsloth`: Unsloth's fused kernels under the trainer of `whole_rows`.
 
 Unsloth pins older releases of TRL (up to 1.15) and transformers, so it lives in an environment of its own;
-nothing here needs newer ones. It has not been tried: it was written without a GPU, from Unsloth's
-documentation (https://docs.unsloth.ai). The export is this project's own for every engine.
+nothing here needs newer ones. Tried on Unsloth's CPU fallback up to the loaded model, without a GPU; the
+rest is from its documentation (https://docs.unsloth.ai). The export is this project's own for every engine.
 """
 
 from __future__ import annotations
