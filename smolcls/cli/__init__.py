@@ -30,7 +30,7 @@ COMMANDS = {
 EXIT_CODES = """\b
 Exit codes:
   0    every text was answered
-  1    a model or backend could not answer, or a line was left unanswered
+  1    a model or backend could not answer, a line was left unanswered, or a gate of evaluate failed
   2    wrong usage: an option, a text, a file or a setting that cannot be used
   130  interrupted
 """
