@@ -150,11 +150,7 @@ class Classifier(ABC):
         items = check_texts(texts)
         if len(items) != len(labels):
             raise InputError(f"Expected one label a text; found {len(items)} texts and {len(labels)} labels.")
-        for position, label in enumerate(labels, start=1):
-            if label not in self.task.names:
-                raise InputError(
-                    f"Row {position}: expected one of the labels {', '.join(self.task.names)}; found {label!r}."
-                )
+        check_labels(self.task.names, labels)
         least_probability([1.0] * len(items), coverage)  # too few rows are said before the work
         true = [self.classify(text).probabilities[label] for text, label in zip(items, labels, strict=True)]
         return Conformal(
@@ -269,3 +265,14 @@ def check_fraction(value: float, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
         raise ConfigError(f"{what} must be a number between 0 and 1; found {value!r}.")
     return float(value)
+
+
+def check_labels(names: Sequence[str], labels: Iterable[str]) -> None:
+    """Check the labels of rows, in order.
+
+    Raises:
+        InputError: one is not among `names`.
+    """
+    for position, label in enumerate(labels, start=1):
+        if label not in names:
+            raise InputError(f"Row {position}: expected one of the labels {', '.join(names)}; found {label!r}.")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from smolcls.classifier import check_texts
+from smolcls.classifier import check_labels, check_texts
 from smolcls.errors import BackendError, InputError, SmolclsError, require
 from smolcls.prediction import Prediction
 from smolcls.runner import StageRunner
@@ -78,11 +78,7 @@ def measure(
     texts = check_texts(row.text for row in rows)
     if not texts:
         raise InputError("A chain is fitted on labelled rows; found none.")
-    for position, row in enumerate(rows, start=1):
-        if row.label not in task.names:
-            raise InputError(
-                f"Row {position}: expected one of the labels {', '.join(task.names)}; found {row.label!r}."
-            )
+    check_labels(task.names, (row.label for row in rows))
     shape = (len(stages), len(texts))
     confidence, right, latency_ms = np.full(shape, -math.inf), np.zeros(shape, dtype=bool), np.zeros(shape)
     for number, stage in enumerate(stages):
@@ -94,7 +90,7 @@ def measure(
             latency_ms[number, place] = spent
             if progress is not None:
                 progress(f"{number + 1}. {stage.name}", place + 1, len(texts))
-    return Measured(tuple(stage.name for stage in stages), confidence, right, latency_ms, _families(rows))
+    return Measured(tuple(stage.name for stage in stages), confidence, right, latency_ms, families(rows))
 
 
 def _answers(stage: Stage, task: Task, texts: Sequence[str]) -> Iterator[tuple[Prediction, float]]:
@@ -115,7 +111,7 @@ def _answers(stage: Stage, task: Task, texts: Sequence[str]) -> Iterator[tuple[P
         runner.close()
 
 
-def _families(rows: Sequence[Labelled]) -> tuple[str, ...]:
+def families(rows: Sequence[Labelled]) -> tuple[str, ...]:
     """Each row's family; one that names none is a family of its own."""
     named = [getattr(row, "family", getattr(row, "columns", {}).get("family")) for row in rows]
     return tuple(f"row {place}" if name in (None, "") else f"family {name}" for place, name in enumerate(named))

@@ -143,16 +143,16 @@ def status(model: str | None = None, *, task: Task | str | Path | None = None, h
 
 def _answer(name: str, task: Task, host: str | None) -> dict[str, Any]:
     with OllamaClassifier(name, task=task, host=host, timeout=_LOAD_TIMEOUT) as classifier:
-        classifier.classify("hello")
-        mass = classifier.score_batch(["hello"])[0].label_mass
-        latency = classifier.classify("hello there").latency_ms
+        classifier.classify("hello")  # which loads the model
+        prediction = classifier.classify("hello there")
+    mass = prediction.label_mass
     problem = None
     if mass is not None and mass < _LEAST_MASS:
         problem = (
             f"Only {mass:.1%} of the model's probability stands on the labels of the task {task.name}: it was made for "
             "another task. Name that task with --task, or make the model anew with: smolcls ollama create"
         )
-    return {"label_mass": mass, "latency_ms": latency, "problem": problem}
+    return {"label_mass": mass, "latency_ms": prediction.latency_ms, "problem": problem}
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from smolcls.bounds import check_open_fraction
 from smolcls.cli.options import load_task, make_classifier, task_option
 from smolcls.cli.progress import StepBars
 from smolcls.errors import require
+from smolcls.measured import families
 from smolcls.task import as_task
 from smolcls.threshold import Of, ThresholdChoice, choose_threshold
 
@@ -63,11 +64,10 @@ def command(data: Path, backend: str, max_error: float, confidence: float, of: O
 def _one_a_family(rows: Sequence[LabelledText]) -> list[LabelledText]:
     """One row of each family, in the table's order; a row that names none is a family of its own."""
     draw = random.Random(_SEED)
-    families: dict[object, list[int]] = {}
-    for place, row in enumerate(rows):
-        named = row.columns.get("family")
-        families.setdefault(("row", place) if named in (None, "") else named, []).append(place)
-    return [rows[place] for place in sorted(draw.choice(places) for places in families.values())]
+    members: dict[str, list[int]] = {}
+    for place, family in enumerate(families(rows)):
+        members.setdefault(family, []).append(place)
+    return [rows[place] for place in sorted(draw.choice(places) for places in members.values())]
 
 
 def _summary(choice: ThresholdChoice) -> list[str]:
