@@ -41,7 +41,7 @@ class Trained:
     """What training left.
 
     Attributes:
-        best: the best checkpoint's folder, relative to the run's.
+        best: the folder of the checkpoint with the least validation loss, relative to the run's.
         steps: optimiser steps done.
         seconds: wall-clock time of this process's part.
         peak_memory_bytes: the most that this process held in memory.
@@ -202,8 +202,9 @@ def _arguments(config: TrainConfig, steps: int) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": every,
         "save_total_limit": 2,
-        "metric_for_best_model": "accuracy",
-        "greater_is_better": True,
+        # A proper score tells checkpoints apart that the accuracy of a few hundred rows does not.
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
         "logging_steps": max(1, min(10, steps // 30)),
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,

@@ -19,7 +19,7 @@ from smolcls.train.config import TrainConfig
 from smolcls.train.encode import IGNORED
 from smolcls.train.watch import Watcher
 
-#: The metric by which the best checkpoint is taken: the mean over the labels of their accuracies.
+#: The metric by which training stops early: the mean over the labels of their accuracies.
 BEST = "accuracy"
 #: Share of the run → accuracy on the validation rows that may be expected by then.
 EXPECTED_ACCURACY = {1 / 3: 0.83, 2 / 3: 0.90, 1.0: 0.95}
