@@ -9,6 +9,7 @@ Held-out rows choose temperatures, checkpoints and the chain's thresholds, with 
 
 Each method trains and answers in a process of its own, and leaves its figures as JSON in DIR; those that are there are
 not made again, and an interrupted fine-tuning goes on. `chain` is made of `linear` and `smolcls`, which come first.
+`codes` is `smolcls` with two capitals, one token, in each label's place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import functools
 import json
 import multiprocessing
 import random
+import re
 import statistics
 import sys
 import time
@@ -30,7 +32,8 @@ from typing import Any
 from smolcls import Classifier, ConfidenceRouter, Prediction, Stage, Task, load
 from smolcls.data.rows import Row, read_rows, write_rows
 
-METHODS = ("linear", "minilm", "smolcls", "setfit", "chain")
+METHODS = ("linear", "minilm", "smolcls", "codes", "setfit", "chain")
+FINE_TUNED = ("smolcls", "codes")
 INSTRUCTIONS = {
     "banking77": "Name the intent of the customer's message.",
     "clinc150": "Name the intent of the message.",
@@ -89,14 +92,29 @@ def _draw(rows: Sequence[Row], count: Callable[[list[Row]], int]) -> tuple[list[
     return drawn, rest
 
 
-def fine_tuned(data: Data, out: Path) -> Classifier:
+def coded(data: Data) -> Data:
+    """The same rows with a code of one token in the place of each label's name."""
+    from smolcls.build import bundled_base
+    from smolcls.train.base import read_tokenizer
+
+    vocabulary = read_tokenizer(bundled_base()).get_vocab()
+    pairs = sorted((token for token in vocabulary if re.fullmatch("[A-Z]{2}", token)), key=vocabulary.__getitem__)
+    codes = dict(zip(data.task.names, pairs, strict=False))
+    train, held, test = (
+        [Row(row.text, codes[row.label]) for row in rows] for rows in (data.train, data.held, data.test)
+    )
+    task = Task(list(codes.values()), name=data.task.name, instruction=data.task.instruction)
+    return Data(task, train, held, test, data.outside)
+
+
+def fine_tuned(data: Data, out: Path, name: str) -> Classifier:
     """SmolLM2-135M, fine-tuned by `smolcls train`, in Q4_K_M on llama.cpp."""
     from smolcls.train import TrainConfig, train
 
-    rows = out / "smolcls-rows"
-    for name, part in (("train", data.train), ("held", data.held)):
-        write_rows(rows / f"{name}.jsonl", part)
-    held, folder = rows / "held.jsonl", out / "smolcls"
+    rows = out / f"{name}-rows"
+    for split, part in (("train", data.train), ("held", data.held)):
+        write_rows(rows / f"{split}.jsonl", part)
+    held, folder = rows / "held.jsonl", out / name
     # Many labels need more passes than a few: each has but a hundred rows. With a handful of rows a label, more yet.
     epochs = 3.0 if len(data.train) > 2000 else 10.0
     config = TrainConfig(
@@ -118,8 +136,10 @@ def chain(data: Data, out: Path) -> Classifier:
 
 def make(method: str, data: Data, out: Path) -> Classifier:
     """Train a method."""
-    if method in ("smolcls", "chain"):
-        return (fine_tuned if method == "smolcls" else chain)(data, out)
+    if method in FINE_TUNED:
+        return fine_tuned(data, out, method)
+    if method == "chain":
+        return chain(data, out)
     import baselines  # beside this file
 
     trained: Classifier = baselines.BASELINES[method](data.task, data.train, data.held, out / method)
@@ -130,7 +150,8 @@ def measure(method: str, data: Data, out: Path) -> None:
     """Train a method, let it answer, and write its figures."""
     from smolcls import metrics
 
-    resumed = method == "smolcls" and (out / "smolcls" / "config.json").is_file()
+    data = coded(data) if method == "codes" else data
+    resumed = method in FINE_TUNED and (out / method / "config.json").is_file()
     began = time.perf_counter()
     classifier = make(method, data, out)
     took = time.perf_counter() - began

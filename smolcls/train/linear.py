@@ -18,7 +18,7 @@ from smolcls import prompt
 from smolcls.backends import _linear_file
 from smolcls.backends._linear_model import BLOCKS, LinearModel
 from smolcls.backends.linear import FILE, LinearClassifier
-from smolcls.calibration import MIN_ROWS, Calibration, fit_temperature, mean_nll
+from smolcls.calibration import MIN_ROWS, Calibration
 from smolcls.data.rows import Row
 from smolcls.errors import InputError, require
 from smolcls.files import sha256, write_text
@@ -123,17 +123,8 @@ def _calibration(task: Task, model: LinearModel, rows: Sequence[Row]) -> Calibra
     if len(rows) < MIN_ROWS:
         return None
     scored = [model.logits(text) for text in _texts(task, rows)]
-    truth = _indices(task, rows)
-    temperature = fit_temperature(scored, truth)
-    return Calibration(
-        temperature=temperature,
-        task=task.fingerprint,
-        model="",  # it stands in the model's own file
-        backend=LinearClassifier.name,
-        rows=len(rows),
-        nll_before=mean_nll(scored, truth),
-        nll_after=mean_nll(scored, truth, temperature),
-    )
+    # It names no model, for it stands in the model's own file.
+    return Calibration.fit(scored, _indices(task, rows), task=task.fingerprint, model="", backend=LinearClassifier.name)
 
 
 def _texts(task: Task, rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from smolcls.calibration import MIN_ROWS, Calibration, fit_temperature, mean_nll
+from smolcls.calibration import MIN_ROWS, Calibration
 from smolcls.data.rows import SPLITS, read_rows
 from smolcls.export import modelfile
 from smolcls.export.quantize import quantise
@@ -145,16 +145,8 @@ def _calibrate(run: Run, watcher: Watcher) -> None:
             f"{run.commands()[-1]}"
         )
         return
-    temperature = fit_temperature(scored, truth)
-    Calibration(
-        temperature=temperature,
-        task=run.task().fingerprint,
-        model=sha256(run.model)[:16],
-        backend="llamacpp",
-        rows=len(truth),
-        nll_before=mean_nll(scored, truth),
-        nll_after=mean_nll(scored, truth, temperature),
-    ).save(run.calibration)
+    model = sha256(run.model)[:16]
+    Calibration.fit(scored, truth, task=run.task().fingerprint, model=model, backend="llamacpp").save(run.calibration)
 
 
 def _evaluate(run: Run, watcher: Watcher) -> None:
