@@ -10,9 +10,8 @@ import pytest
 from command_line import classify, objects, run
 
 import smolcls
-from smolcls import registry
+from smolcls import lines, registry
 from smolcls.backends.fake import Answer, FakeClassifier
-from smolcls.cli import lines
 
 
 @pytest.fixture

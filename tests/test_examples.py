@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -63,6 +64,19 @@ def test_router() -> None:
     assert first in {"ollama:three-type: failed", "ollama:three-type: unavailable"}
     assert second == "ollama:three-type: breaker-open"
     assert printed.count("last resort: accepted") == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray[data]")
+def test_ray_data(tmp_path: Path) -> None:
+    source, folder = tmp_path / "big.jsonl", tmp_path / "answers"
+    source.write_text("".join(f'{{"id": {number}, "text": "/help {number}"}}\n' for number in range(3000)))
+    command: list[str | Path] = [sys.executable, EXAMPLES / "ray_data.py", source, folder]
+    environment = {**os.environ, "SMOLCLS_CHAIN": "rules", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
+    assert sorted(row["id"] for row in rows) == list(range(3000))
+    assert {(row["label"], row["confidence"] > 0.9) for row in rows} == {("command", True)}
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 #: From the bottom up: a module imports only what stands in a lower row. A package stands for all it holds.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "prediction"),
-    ("files", "task", "bounds"),
+    ("files", "task", "bounds", "lines"),
     ("prompt", "calibration", "scan", "native", "conformal", "threshold", "metrics"),
     ("scoring", "classifier"),
-    ("export", "novelty"),
+    ("export", "novelty", "workers"),
     ("build",),
     ("backends", "registry"),
     ("background", "breaker", "stage"),
@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("chain",),
     ("router",),
     ("settings",),
-    ("data", "evaluation", "report", "bench", "train", "publish"),
+    ("data", "evaluation", "report", "bench", "train", "publish", "jobs"),
     ("estimator",),
     ("cli",),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from smolcls import registry
-from smolcls.cli.output import json_line, printable
+from smolcls.cli.output import printable
+from smolcls.lines import json_line
 
 
 @click.command("backends")

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from smolcls.cli.options import load_task, task_option
-from smolcls.cli.output import json_line, printable
+from smolcls.cli.output import printable
 from smolcls.cli.progress import StepBars
+from smolcls.lines import json_line
 from smolcls.task import as_task
 
 if TYPE_CHECKING:

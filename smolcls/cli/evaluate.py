@@ -12,9 +12,10 @@ import click
 
 from smolcls.classifier import Classifier
 from smolcls.cli.options import load_task, make_classifier, task_option
-from smolcls.cli.output import json_line, printable
+from smolcls.cli.output import printable
 from smolcls.cli.progress import StepBars
 from smolcls.errors import ConfigError
+from smolcls.lines import json_line
 from smolcls.task import Task, as_task
 
 if TYPE_CHECKING:

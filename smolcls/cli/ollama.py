@@ -8,9 +8,10 @@ import click
 
 from smolcls import build as builder
 from smolcls import publish
-from smolcls.cli.output import json_line, printable
+from smolcls.cli.output import printable
 from smolcls.cli.progress import StepBars
 from smolcls.errors import ConfigError
+from smolcls.lines import json_line
 from smolcls.publish import ServerStatus
 from smolcls.task import DEFAULT_TASK, Task
 

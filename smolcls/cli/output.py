@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
-from smolcls.cli.lines import Line
 from smolcls.errors import SmolclsError
+from smolcls.lines import Line, answer_line, error_text
 from smolcls.prediction import Prediction
-
-#: Keys that say something about the answer. A row's own would be taken for it, so they are not kept.
-ANSWER_KEYS = frozenset({field.name for field in fields(Prediction)} | {"error"})
 
 _UNSURE = "(unsure)"
 _SHOWN = 72  # characters of a text that people get to see
-# Line ends for JavaScript's and Python's line readers, though not for JSON.
-_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 class Answers:
@@ -38,33 +30,25 @@ class Answers:
         self._as_json = as_json
         self._explain = explain
 
-    def show(self, row: Mapping[str, Any], prediction: Prediction) -> None:
-        """Print one row's answer."""
-        self.shown += 1
+    def show(self, line: Line, outcome: Prediction | SmolclsError) -> None:
+        """Print a line's answer, or why it has none."""
+        if isinstance(outcome, Prediction):
+            self.shown += 1
+        else:
+            self.failed += 1
         if self._as_json:
-            _echo_json(row, prediction.to_dict())
-            return
+            click.echo(answer_line(line, outcome))
+        elif isinstance(outcome, Prediction):
+            self._show(line.row["text"], outcome)
+        else:
+            click.echo(f"smolcls: {printable(error_text(line, outcome))}", err=True)
+
+    def _show(self, text: str, prediction: Prediction) -> None:
         label = _UNSURE if prediction.label is None else prediction.label
-        text = printable(row["text"], _SHOWN)
-        click.echo(f"{label:<{self._width}} {prediction.confidence:6.1%}  {prediction.backend:<12}  {text}")
+        shown = printable(text, _SHOWN)
+        click.echo(f"{label:<{self._width}} {prediction.confidence:6.1%}  {prediction.backend:<12}  {shown}")
         if self._explain:
             click.echo("\n".join(explanation(prediction)))
-
-    def report(self, line: Line, error: SmolclsError) -> None:
-        """Print why a line has no answer."""
-        self.failed += 1
-        message = f"Line {line.number}: {error}"
-        if self._as_json:
-            _echo_json(line.row, {"error": message})
-        else:
-            click.echo(f"smolcls: {printable(message)}", err=True)
-
-
-def json_line(content: Mapping[str, Any]) -> bytes:
-    """An object as one line of JSON in UTF-8, whatever the terminal's encoding and the strings in it."""
-    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
-    # Only half a surrogate pair cannot be encoded; its replacement is the escape that JSON has for it.
-    return text.encode("utf-8", "backslashreplace")
 
 
 def printable(text: str, longest: int | None = None) -> str:
@@ -89,12 +73,3 @@ def explanation(prediction: Prediction) -> list[str]:
     if prediction.truncated:
         lines.append("    the text was shortened: its head and tail were scored")
     return lines
-
-
-def _echo_json(row: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
-    kept = {key: value for key, value in row.items() if key not in ANSWER_KEYS}
-    try:
-        line = json_line({**kept, **answer})
-    except RecursionError:  # keys nested about as deeply as can be read cannot all be written again
-        line = json_line({**{key: value for key, value in kept.items() if isinstance(value, str)}, **answer})
-    click.echo(line)

@@ -1,22 +1,29 @@
-"""Lines of a file or of standard input: which text each holds, or what is wrong with it.
+"""Lines in, answer lines out: which text a line holds or what is wrong with it, and its answer as JSON.
 
-One line is one text or one JSON object, in UTF-8. Nothing is read ahead of the line that is asked for,
+One line is one text or one JSON object, in UTF-8. Nothing is read ahead of the lines that are asked for,
 so a file of any size passes through, and another program can talk line by line.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import IO, Any
 
-from smolcls.errors import InputError
+from smolcls.errors import InputError, SmolclsError
+from smolcls.prediction import Prediction
 
 #: Bytes of the longest line. A text is scored by a thousand of them; the bound keeps one line from taking all memory.
 LONGEST = 4 * 2**20
+#: Keys that say something about the answer. A row's own would be taken for it, so they are not kept.
+ANSWER_KEYS = frozenset({field.name for field in fields(Prediction)} | {"error"})
 
+_BATCH = 64
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+# Line ends for JavaScript's and Python's line readers, though not for JSON.
+_LINE_ENDS = {ord(character): f"\\u{ord(character):04x}" for character in "\x85\u2028\u2029"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,42 @@ def read_lines(stream: IO[bytes]) -> Iterator[Line]:
         if text:
             row = _row(text)
             yield Line(number, end, row, _check(row, text))
+
+
+def batches(lines: Iterator[Line]) -> Iterator[list[Line]]:
+    """The lines 64 at a time, fewer at the end."""
+    while batch := list(itertools.islice(lines, _BATCH)):
+        yield batch
+
+
+def no_text(name: object) -> InputError:
+    """The error for a file without a line that is not blank."""
+    return InputError(f"{name} holds no text. Expected one text or JSON object a line.")
+
+
+def answer_line(line: Line, outcome: Prediction | SmolclsError) -> bytes:
+    """The line's keys with its answer, or with why it has none under `error`, as one line of JSON without its end."""
+    if isinstance(outcome, Prediction):
+        answer = outcome.to_dict()
+    else:
+        answer = {"error": error_text(line, outcome)}
+    kept = {key: value for key, value in line.row.items() if key not in ANSWER_KEYS}
+    try:
+        return json_line({**kept, **answer})
+    except RecursionError:  # keys nested about as deeply as can be read cannot all be written again
+        return json_line({**{key: value for key, value in kept.items() if isinstance(value, str)}, **answer})
+
+
+def error_text(line: Line, error: SmolclsError) -> str:
+    """Why a line has no answer, with its number."""
+    return f"Line {line.number}: {error}"
+
+
+def json_line(content: Mapping[str, Any]) -> bytes:
+    """An object as one line of JSON in UTF-8, whatever the terminal's encoding and the strings in it."""
+    text = json.dumps(content, ensure_ascii=False).translate(_LINE_ENDS)
+    # Only half a surrogate pair cannot be encoded; its replacement is the escape that JSON has for it.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _raw_lines(stream: IO[bytes]) -> Iterator[tuple[bytes, int]]:
