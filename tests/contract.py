@@ -183,7 +183,7 @@ class ClassifierContract:
         check_any_text(classifier.classify, self.examples)
 
 
-def write_tiny_folder(folder: Path, *, seed: int = 0, heads: int = 4, kv_heads: int = 2) -> Path:
+def write_tiny_folder(folder: Path, *, seed: int = 0, heads: int = 4, kv_heads: int = 2, layers: int = 2) -> Path:
     """Write a model folder as transformers saves it: a Llama of random weights, and its tokenizer.
 
     Its vocabulary is ChatML's tokens, the 256 bytes, and merges that make the shipped task's labels one
@@ -193,7 +193,7 @@ def write_tiny_folder(folder: Path, *, seed: int = 0, heads: int = 4, kv_heads: 
 
     folder.mkdir(parents=True, exist_ok=True)
     vocab, merges = _vocabulary(("command", "prompt", "workflow"))
-    width, inner, layers, size = 64, 96, 2, len(vocab)
+    width, inner, size = 64, 96, len(vocab)
     head = width // heads
     random = np.random.default_rng(seed)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (size, width), "model.norm": (width,)}

@@ -53,6 +53,7 @@ def test_the_help_names_every_engine_preset_and_step() -> None:
         "low-memory",
         "--resume",
         "--rank",
+        "--keep-layers COUNT|LAYERS",
     ):
         assert word in text, word
     steps = CliRunner().invoke(export_command, ["--help"]).output

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from smolcls import ConfigError
+from smolcls.export.layers import name_ranges, read_ranges, replication
 from smolcls.train import TrainConfig
 from smolcls.train.config import settle, warmup_steps
 from smolcls.train.order import arrange
@@ -66,3 +67,62 @@ def test_settings_survive_their_file() -> None:
     assert TrainConfig.from_dict(settings.to_dict()) == settings
     with pytest.raises(ConfigError, match="unknown setting 'speed'"):
         TrainConfig.from_dict({"speed": 3})
+
+
+@pytest.mark.parametrize(
+    ("keep", "ranges", "named"),
+    [
+        ("20", [(0, 20)], "0-19"),
+        (20, [(0, 20)], "0-19"),
+        ("1", [(0, 1)], "0-0"),
+        ("0-17,28-29", [(0, 18), (28, 30)], "0-17,28-29"),
+        ("0, 2, 4-4", [(0, 1), (2, 3), (4, 5)], "0-0,2-2,4-4"),
+        ("5-5", [(5, 6)], "5-5"),
+    ],
+)
+def test_counts_and_layers_are_read_and_named(keep: str | int, ranges: list[tuple[int, int]], named: str) -> None:
+    assert read_ranges(keep) == ranges
+    assert name_ranges(ranges) == named
+    assert read_ranges(named) == ranges
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        "",
+        "0",
+        0,
+        -3,
+        2.0,
+        True,
+        "x",
+        "-",
+        "3-",
+        "-3",
+        "5-3",
+        "0-4,3-6",
+        "4-5,0-1",
+        "1,1",
+        "1,,2",
+        "1-2-3",
+        "٣",
+        "9" * 5,
+    ],
+)
+def test_what_names_no_layers_or_layers_that_do_not_rise_is_refused(keep: str | int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_ranges(keep)
+    assert str(caught.value) == (
+        "keep_layers must be how many of the first layers are kept, such as 20, or rising layers, such as 0-17,28-29; "
+        f"found {keep!r}."
+    )
+
+
+def test_layers_that_the_base_has_not_are_refused() -> None:
+    assert replication(None, 30) is None
+    assert replication("0-17,28-29", 30) == [(0, 18), (28, 30), (30, 30)]
+    assert replication(30, 30) == [(0, 30), (30, 30)]
+    with pytest.raises(ConfigError, match="keep_layers '31' needs a base of 31 layers or more; this one has 30"):
+        replication("31", 30)
+    with pytest.raises(ConfigError, match="keep_layers '0,30-30' needs a base of 31 layers or more; this one has 30"):
+        replication("0,30-30", 30)

@@ -57,6 +57,10 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--base", default="bundled", show_default=True, metavar="BASE",
     help="The base: bundled, a GGUF file, a Hugging Face folder, or a Hub id.",
 )  # fmt: skip
+@click.option(
+    "--keep-layers", metavar="COUNT|LAYERS",
+    help="Keep only the base's first COUNT layers, or LAYERS such as 0-17,28-29.",
+)  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option(
     "--engine",

@@ -32,6 +32,7 @@ class FolderSource:
         self._check_family()
         self.heads = self._number("num_attention_heads")
         self.kv_heads = self._number("num_key_value_heads", self.heads)
+        self.layers = self._number("num_hidden_layers")
         files = [path for path in sorted(folder.glob("*.safetensors")) if path.name != _ADAPTER_WEIGHTS]
         if not files:
             raise ModelError(
@@ -43,8 +44,7 @@ class FolderSource:
         """Every tensor; `lm_head` is left out where it is tied to the embeddings."""
         tied = bool(self.config.get("tie_word_embeddings", False))
         names = [f"{name}.weight" for name in OUTER_NAMES if not (tied and name == "output")]
-        layers = range(self._number("num_hidden_layers"))
-        names += [f"blk.{layer}.{name}.weight" for layer in layers for name in LAYER_NAMES]
+        names += [f"blk.{layer}.{name}.weight" for layer in range(self.layers) for name in LAYER_NAMES]
         keys = {f"{hf_name(name)}.weight": name for name in names}
         missing = sorted(set(keys) - set(self._places))
         if missing:
@@ -57,7 +57,7 @@ class FolderSource:
             file = self._places[key]
             yield Tensor(name, file.shape(key), lambda file=file, key=key: file.read(key))  # type: ignore[misc]
 
-    def write_metadata(self, writer: Any) -> None:
+    def write_metadata(self, writer: Any, layers: int | None = None) -> None:
         """Hyper-parameters from `config.json`, the vocabulary from `tokenizer.json`."""
         config, width = self.config, self._number("hidden_size")
         head_size = self._number("head_dim", width // self.heads)
@@ -66,7 +66,7 @@ class FolderSource:
         writer.add_name(Path(str(config.get("_name_or_path") or self.folder)).name)
         writer.add_context_length(self._number("max_position_embeddings"))
         writer.add_embedding_length(width)
-        writer.add_block_count(self._number("num_hidden_layers"))
+        writer.add_block_count(self.layers if layers is None else layers)
         writer.add_feed_forward_length(self._number("intermediate_size"))
         writer.add_head_count(self.heads)
         writer.add_head_count_kv(self.kv_heads)

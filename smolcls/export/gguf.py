@@ -22,6 +22,7 @@ from smolcls.files import replacing
 from smolcls.scan import scan
 
 _F16_FILE_TYPE = 1
+_LAYERS = "llama.block_count"
 
 
 class GgufSource:
@@ -42,6 +43,9 @@ class GgufSource:
             raise ModelError(f"{path} does not say how many attention heads its layers share; found {heads!r}.")
         self.heads = heads
         self.kv_heads = int(header.metadata.get("llama.attention.head_count_kv", heads))
+        self.layers = header.metadata.get(_LAYERS, 0)
+        if not isinstance(self.layers, int) or self.layers < 1:
+            raise ModelError(f"{path} does not say how many layers it has.")
         self._gguf = require("gguf", extra="llamacpp", purpose="Building a model")
         self._reader = self._gguf.GGUFReader(path)
 
@@ -51,7 +55,7 @@ class GgufSource:
             shape = tuple(int(size) for size in reversed(tensor.shape))
             yield Tensor(tensor.name, shape, lambda tensor=tensor, shape=shape: self._read(tensor, shape))  # type: ignore[misc]
 
-    def write_metadata(self, writer: Any) -> None:
+    def write_metadata(self, writer: Any, layers: int | None = None) -> None:
         """Copy everything but what describes the file itself."""
         # The writer sets the architecture and aligns by its own default; the file's types are no longer these.
         left_out = {
@@ -65,7 +69,8 @@ class GgufSource:
             if key.startswith("GGUF.") or key in left_out:
                 continue
             inner = field.types[-1] if field.types[0] == kinds.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
+            value = field.contents() if key != _LAYERS or layers is None else layers
+            writer.add_key_value(key, value, field.types[0], sub_type=inner)
 
     def _read(self, tensor: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -88,6 +93,8 @@ def write_f16(
 ) -> None:
     """Write a GGUF in F16 (norms in F32), the adapter merged in, whole or not at all.
 
+    Of the layers those are written that the adapter was trained on.
+
     Args:
         progress: called with (tensors written, tensors in all) after each one.
 
@@ -95,6 +102,8 @@ def write_f16(
         ModelError: the adapter does not fit the base, or changes nothing in it.
     """
     gguf = require("gguf", extra="llamacpp", purpose="Building a model")
+    if adapter is not None:
+        source = adapter.base_of(source)
     tensors = list(source.tensors())
     if adapter is not None:
         _check_adapter(adapter, tensors)

@@ -47,13 +47,14 @@ class Source(Protocol):
 
     heads: int
     kv_heads: int
+    layers: int
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor."""
         ...
 
-    def write_metadata(self, writer: Any) -> None:
-        """Add the metadata to a `gguf.GGUFWriter`."""
+    def write_metadata(self, writer: Any, layers: int | None = None) -> None:
+        """Add the metadata to a `gguf.GGUFWriter`, with another number of layers where one is given."""
         ...
 
 

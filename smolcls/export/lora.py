@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smolcls.errors import ModelError
+from smolcls.export.layers import is_rising, name_ranges, shorten
+from smolcls.export.llama import Source
 from smolcls.export.safetensors import SafetensorsFile
 from smolcls.files import read_json
 
@@ -25,7 +27,7 @@ _PARTS = (".lora_A.weight", ".lora_B.weight")
 # What a plain merge would get wrong: other arithmetic, other shapes, weights beside the two matrices.
 _UNSUPPORTED = (
     "use_dora", "use_qalora", "lora_bias", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save",
-    "layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
 )  # fmt: skip
 # Initialisations that change the base; the adapter is then the difference to a base that nobody else has.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
@@ -47,9 +49,15 @@ class LoraAdapter:
             rank, alpha = int(config["r"]), float(config["lora_alpha"])
             if rank < 1:
                 raise ValueError(f"r is {rank}")
+            self._layers = [(int(first), int(end)) for first, end in config.get("layer_replication") or ()]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder} is not a LoRA adapter: {error}. Expected a folder saved by PEFT.") from error
         _check_kind(folder, config)
+        if not is_rising(self._layers):
+            raise ModelError(
+                f"{folder}: an adapter on repeated layers ({self.keep_layers}) cannot be merged here; train one on "
+                "layers that rise."
+            )
         self.scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         self._file = SafetensorsFile(folder / WEIGHTS)
         self._modules = self._check_weights(rank)
@@ -58,6 +66,19 @@ class LoraAdapter:
     def modules(self) -> list[str]:
         """Names of the weights that the adapter changes, as Hugging Face names them, without `.weight`."""
         return sorted(self._modules)
+
+    @property
+    def keep_layers(self) -> str | None:
+        """The layers of the base that it was trained on, such as `0-17,28-29`, or None for all of them."""
+        return name_ranges(self._layers) if self._layers else None
+
+    def base_of(self, source: Source) -> Source:
+        """A base as the adapter knows it: without the layers that it was trained without.
+
+        Raises:
+            ModelError: the base has another number of layers than the adapter's.
+        """
+        return shorten(source, self._layers, self.folder) if self._layers else source
 
     def delta(self, module: str) -> npt.NDArray[np.float32] | None:
         """What to add to a module's weight, shape (out, in), or None where the adapter leaves it alone."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from smolcls import build, prompt
 from smolcls.errors import ModelError, require
+from smolcls.export.layers import replication
 from smolcls.scan import scan
 
 
@@ -32,11 +33,18 @@ def base_path(base: str | Path) -> Path:
     return build.base_path(base)
 
 
-def check_exportable(path: Path) -> None:
-    """Raise `ModelError` now for a base whose export would fail after hours of training."""
+def check_exportable(path: Path, keep_layers: int | str | None = None) -> None:
+    """Raise now for a base whose export would fail after hours of training.
+
+    Raises:
+        ModelError: the base is of another family, or damaged.
+        ConfigError: it has not the layers that are to be kept.
+    """
     from smolcls.export import gguf
 
-    gguf.open_source(path).write_metadata(_Nowhere())
+    source = gguf.open_source(path)
+    source.write_metadata(_Nowhere())
+    replication(keep_layers, source.layers)
 
 
 class _Nowhere:

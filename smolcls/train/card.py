@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from smolcls.export.layers import name_ranges, read_ranges
 from smolcls.task import Task
 from smolcls.train.run import Run
 
@@ -84,6 +85,8 @@ def _training(run: Run) -> str:
         f"{config.batch * config.accumulation} rows a step, seed {config.seed}, engine {config.engine}",
         "- loss on the label alone; the prompt is the one that every backend renders",
     ]
+    if config.keep_layers is not None:
+        lines.append(f"- layers of the base that are kept: {name_ranges(read_ranges(config.keep_layers))}")
     if training.get("seconds") is not None:
         lines.append(f"- {training['seconds'] / 60:.0f} minutes of training")
     for item in training.get("expectations", []):

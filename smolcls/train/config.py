@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.errors import ConfigError
+from smolcls.export.layers import read_ranges
 
 ENGINES = ("auto", "shared", "trl", "unsloth", "linear")
 #: The only engine that fine-tunes nothing: it has settings of its own, and needs rows alone.
@@ -58,6 +59,8 @@ class TrainConfig:
         data: a JSONL file of rows, or `shipped` for the package's own.
         validation, test: files of held-out rows; without them parts of `data` are held out, by family.
         base: `bundled`, a GGUF file, a Hugging Face folder, or a Hub id.
+        keep_layers: how many of the base's first layers are kept, or which layers, such as `0-17,28-29`; None
+            keeps all. Fewer layers answer sooner, and know less.
         out: the run's folder.
         engine: `shared` (CPU), `trl`, `unsloth`, or `auto` for the one that suits this machine; `linear` trains
             n-grams with logistic regression instead, and takes the data, the task, `out` and `seed` alone.
@@ -85,6 +88,7 @@ class TrainConfig:
     validation: Path | None = None
     test: Path | None = None
     base: str | Path = "bundled"
+    keep_layers: int | str | None = None
     out: Path = Path("runs/run")
     engine: str = "auto"
     preset: str | None = None
@@ -114,6 +118,8 @@ class TrainConfig:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; found {self.engine!r}.")
         if self.preset is not None and self.preset not in PRESETS:
             raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; found {self.preset!r}.")
+        if self.keep_layers is not None:
+            read_ranges(self.keep_layers)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is AUTO:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.errors import require
+from smolcls.export.layers import replication
 from smolcls.train.config import TrainConfig
 from smolcls.train.encode import IGNORED, Encoder, Example
 
@@ -40,7 +41,7 @@ class Job:
 
 
 def lora_model(job: Job, model: Any) -> Any:
-    """The model with a fresh LoRA adapter on all its linear layers, initialised from the seed."""
+    """The kept layers of the model, with a fresh LoRA adapter on all linear ones, initialised from the seed."""
     peft = require("peft", extra="train", purpose="Training")
     transformers = require("transformers", extra="train", purpose="Training")
     lora = peft.LoraConfig(
@@ -48,6 +49,7 @@ def lora_model(job: Job, model: Any) -> Any:
         lora_alpha=job.config.alpha,
         lora_dropout=job.config.dropout,
         target_modules="all-linear",
+        layer_replication=replication(job.config.keep_layers, model.config.num_hidden_layers),
         task_type="CAUSAL_LM",
     )
     transformers.set_seed(job.config.seed)

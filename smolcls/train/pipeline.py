@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from smolcls.data.rows import SPLITS, read_rows
@@ -109,10 +109,19 @@ def export_checkpoint(
 
     Args:
         checkpoint: a folder with `adapter_config.json` and `adapter_model.safetensors`.
-        config: `base`, `out`, `data`, `validation` and `test` are needed; the rest is written down as given.
+        config: `base`, `out`, `data`, `validation` and `test` are needed; the rest is written down as given, but for
+            `keep_layers`, which the checkpoint says itself.
+
+    Raises:
+        ConfigError, ModelError: as the message says.
     """
-    made = as_task(task)
-    run = Run.start(settle(config, "shared" if config.engine == "auto" else config.engine), made)
+    from smolcls.export.lora import LoraAdapter
+
+    made, kept = as_task(task), LoraAdapter(checkpoint).keep_layers
+    if config.keep_layers is not None:
+        raise ConfigError("A checkpoint says itself which layers it keeps (layer_replication); leave keep_layers out.")
+    settled = settle(config, "shared" if config.engine == "auto" else config.engine)
+    run = Run.start(replace(settled, keep_layers=kept), made)
     rows.write(run, rows.gather(config, made))
     write_text(run.training, json.dumps({"best": str(checkpoint.resolve())}, indent=2) + "\n")
     return export(run, watcher=watcher)
@@ -150,7 +159,7 @@ def _started(config: TrainConfig, task: Task) -> Run:
         modelfile.render(task, "model.gguf")
         base = base_path(config.base)
         settled = settle(config, engine.choose(config.engine, base))
-        check_exportable(base)
+        check_exportable(base, config.keep_layers)
     parts = rows.gather(config, task)
     run = Run(config.out)
     rows.write(run, parts)

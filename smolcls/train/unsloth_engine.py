@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from smolcls.errors import ConfigError, require
+from smolcls.export.layers import replication
 from smolcls.train import whole_rows
 from smolcls.train.job import Job
 
@@ -42,6 +43,7 @@ def make_trainer(job: Job) -> Any:
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
         target_modules=_LINEAR,
+        layer_replication=replication(config.keep_layers, model.config.num_hidden_layers),  # handed on to PEFT
         use_gradient_checkpointing="unsloth" if config.checkpointing else False,
         random_state=config.seed,
     )

@@ -50,10 +50,13 @@ def save_merged(
 ) -> None:
     """Write base and adapter, merged in float32 and rounded to F16, as a folder that transformers loads.
 
+    Of the layers those are written that the adapter was trained on.
+
     Raises:
         ModelError: the adapter does not fit the base.
     """
-    source, merging = open_source(base), lora.LoraAdapter(adapter)
+    merging = lora.LoraAdapter(adapter)
+    source = merging.base_of(open_source(base))
 
     def merged(tensor: Tensor) -> Tensor:
         name = hf_name(tensor.name)
@@ -70,7 +73,8 @@ def save_merged(
         _describe_gguf(base, folder)
     content = read_json(folder / "config.json")
     content.pop("torch_dtype", None)  # dtype's name up to transformers 4.55
-    write_text(folder / "config.json", json.dumps({**content, "dtype": "float16"}, indent=2) + "\n")
+    content |= {"num_hidden_layers": source.layers, "dtype": "float16"}
+    write_text(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def write_safetensors(
