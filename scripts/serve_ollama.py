@@ -105,11 +105,12 @@ def run(command: list[str | Path], **environment: str) -> str:
     return done.stdout
 
 
-def start() -> tuple[int, str]:
-    """Start a server and wait until it answers; returns its process id and address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def start(address: str | None = None) -> tuple[int, str]:
+    """Start a server at an address, or at a free one, and wait until it answers; returns its process id and address."""
+    if address is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {
         **os.environ,
         "OLLAMA_HOST": address,

@@ -152,6 +152,8 @@ def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress 
 
 
 def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
+    from smolcls.export import modelfile
+
     filelock = require("filelock", extra="llamacpp", purpose="Building a model")
     require("numpy", extra="llamacpp", purpose="Building a model")
     if recipe.quantisation != "F16":
@@ -162,39 +164,40 @@ def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
             return Built(folder, fresh=False)
         if recipe.inputs["base"] == BUNDLED_SHA256:
             _verify(recipe.source)
-        (folder / RECEIPT).unlink(missing_ok=True)
         for left_over in folder.glob(".*.part"):  # of a build that was killed
             left_over.unlink()
-        _make(recipe, folder)
+        made = folder / f".made.{MODEL}.part"
+        _make(recipe, made)
+        (folder / RECEIPT).unlink(missing_ok=True)  # not before: where the making fails, the last build stands
+        made.replace(folder / MODEL)
+        modelfile.write(recipe.task, MODEL, folder / MODELFILE)
+        fitted = None if recipe.adapter is None else recipe.adapter / CALIBRATION
+        if fitted is not None and fitted.is_file() and recipe.quantisation == "Q4_K_M":
+            write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
         receipt = {**recipe.inputs, "sha256": sha256(folder / MODEL)}
         write_text(folder / RECEIPT, json.dumps(receipt, indent=2) + "\n")
     return Built(folder, fresh=True)
 
 
-def _make(recipe: _Recipe, folder: Path) -> None:
-    from smolcls.export import gguf, modelfile, quantize
+def _make(recipe: _Recipe, made: Path) -> None:
+    from smolcls.export import gguf, quantize
     from smolcls.export.lora import LoraAdapter
 
     quantisation, adapter, progress = recipe.quantisation, recipe.adapter, recipe.progress
-    unquantised = folder / ("f16.gguf" if quantisation != "F16" else MODEL)
-    try:
-        gguf.write_f16(
-            gguf.open_source(recipe.source),
-            unquantised,
-            adapter=None if adapter is None else LoraAdapter(adapter),
-            progress=lambda done, total: progress("writing", done, total),
-        )
-        if quantisation != "F16":
+    unquantised = made if quantisation == "F16" else made.with_name(".f16.gguf.part")
+    gguf.write_f16(
+        gguf.open_source(recipe.source),
+        unquantised,
+        adapter=None if adapter is None else LoraAdapter(adapter),
+        progress=lambda done, total: progress("writing", done, total),
+    )
+    if unquantised != made:
+        try:
             progress("quantising", 0, 1)
-            quantize.quantise(unquantised, folder / MODEL, quantisation)
+            quantize.quantise(unquantised, made, quantisation)
             progress("quantising", 1, 1)
-    finally:
-        if unquantised.name != MODEL:
-            unquantised.unlink(missing_ok=True)
-    modelfile.write(recipe.task, MODEL, folder / MODELFILE)
-    fitted = None if adapter is None else adapter / CALIBRATION
-    if fitted is not None and fitted.is_file() and quantisation == "Q4_K_M":
-        write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
+        finally:
+            unquantised.unlink()
 
 
 def _verify(bundled: Path) -> None:

@@ -89,6 +89,7 @@ def _listed(text: str, probability: float) -> dict[str, Any]:
 
 class _Quiet(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # connections that wait; with the default of 5, many threads at once meet a full queue
 
     def handle_error(self, request: object, client_address: object) -> None:
         if not isinstance(sys.exception(), ConnectionError):  # a client that gave up, as some tests want it to
@@ -100,16 +101,17 @@ class OllamaServer:
 
     Args:
         reply: makes the answer from the request's body.
+        port: where it listens; 0 is any that is free.
     """
 
-    def __init__(self, reply: Callable[[dict[str, Any]], Reply]) -> None:
+    def __init__(self, reply: Callable[[dict[str, Any]], Reply], *, port: int = 0) -> None:
         self.reply = reply
         self.requests: list[Request] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._server = _Quiet(("127.0.0.1", 0), self._handler())
+        self._server = _Quiet(("127.0.0.1", port), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     @property

@@ -175,17 +175,29 @@ def test_a_killed_build_leaves_nothing_that_is_taken_for_whole(
     assert names(folder) == FILES
 
 
-def test_a_build_that_fails_leaves_nothing_either(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("smolcls.export.quantize.quantise", full)
+
+def test_a_build_that_fails_leaves_nothing_either(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smolcls.export.quantize.quantise", full_disk)
     with pytest.raises(
         ModelError, match=r"cannot be written to .*No space left on device.*set SMOLCLS_CACHE to a fold"
     ):
         build.build(TASK, base=tiny)
     (folder,) = cache.iterdir()
     assert names(folder) == [".lock"]
+
+
+def test_a_forced_build_that_fails_leaves_the_last_one(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build.build(TASK, base=tiny)
+    before = whole.model.read_bytes()
+    monkeypatch.setattr("smolcls.export.quantize.quantise", full_disk)
+    with pytest.raises(ModelError, match="No space left on device"):
+        build.build(TASK, base=tiny, force=True)
+    again = build.build(TASK, base=tiny)
+    assert not again.fresh
+    assert again.model.read_bytes() == before
 
 
 def test_a_cache_that_cannot_be_written(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
