@@ -26,7 +26,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ import platformdirs
 
 from smolcls import registry
 from smolcls.errors import ConfigError, SmolclsError
+from smolcls.files import parse_toml
 from smolcls.router import ConfidenceRouter
 from smolcls.stage import Stage
 from smolcls.task import DEFAULT_TASK, SHIPPED_TASKS, Task, as_task, check_keys
@@ -124,8 +124,8 @@ def load_router(path: str | Path, task: Task | None = None) -> ConfidenceRouter:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}.") from error
     check_keys(content, {"task": str, "min_confidence": (int, float), "stage": list}, where=str(path))
     tables = content.get("stage", [])

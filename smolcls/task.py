@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.errors import ConfigError
+from smolcls.files import parse_toml
 
 DEFAULT_TASK = "three-type"
 SHIPPED_TASKS = ("three-type",)
@@ -153,8 +153,8 @@ class Task:
         beside the file), and a table `[labels]` of names to descriptions.
         """
         try:
-            content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+            content = parse_toml(text)
+        except ValueError as error:
             raise ConfigError(f"{where} is not TOML: {error}.") from error
         labels = content.pop("labels", None)
         if not isinstance(labels, dict) or not all(isinstance(item, str) for item in labels.values()):
@@ -221,7 +221,7 @@ def _check_text(text: str, what: str, *, allowed: str = "\t\n\r") -> None:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 
 

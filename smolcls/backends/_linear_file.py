@@ -72,7 +72,16 @@ def load(path: Path) -> LinearModel:
             raise ValueError(f"its format is {metadata['format']!r}, expected {FORMAT!r}")
         return _model(metadata, header, memoryview(content)[8 + length :])
     # A foreign safetensors file may lack any of the keys; a damaged one may hold anything under them.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        ConfigError,
+    ) as error:
         raise ModelError(
             f"{path} is not a linear model that smolcls wrote ({type(error).__name__}: {error}). "
             "Train it again with: smolcls train --engine linear"
@@ -81,6 +90,8 @@ def load(path: Path) -> LinearModel:
 
 def _model(metadata: Mapping[str, str], header: Mapping[str, Any], data: memoryview) -> LinearModel:
     labels = tuple(json.loads(metadata["labels"]))
+    if not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"its labels are {labels!r}, expected texts")
     fitted = json.loads(metadata["calibration"])
     grams = {block: _read_lines(header[block], data) for block in BLOCKS}
     model = LinearModel(
@@ -97,8 +108,8 @@ def _model(metadata: Mapping[str, str], header: Mapping[str, Any], data: memoryv
     sizes = (len(model.frequencies), len(model.weights), len(model.scales), len(model.intercepts))
     if sizes != (rows, rows * len(labels), len(labels), len(labels)) or len(labels) < 2:
         raise ValueError(f"{rows} n-grams and {len(labels)} labels do not go with tensors of {sizes}")
-    if model.documents < max(model.frequencies, default=0):
-        raise ValueError(f"an n-gram is in more than the {model.documents} rows")
+    if not max(model.frequencies, default=0) <= model.documents < 1 << 53:
+        raise ValueError(f"an n-gram is in more than the {model.documents} rows, or they are too many")
     if not all(map(math.isfinite, (*model.scales, *model.intercepts))):
         raise ValueError("a scale or intercept is not a finite number")
     return model

@@ -7,12 +7,12 @@ what a file looks like.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from smolcls.errors import ConfigError
+from smolcls.files import parse_toml
 from smolcls.task import Task, check_keys
 
 Find = Callable[[str], re.Match[str] | None]
@@ -155,8 +155,8 @@ def _key(label: str) -> str:
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{where} is not TOML: {error}.") from error
 
 

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import importlib
 import inspect
+import os
 import re
 import threading
 import warnings
@@ -63,11 +64,11 @@ def load(source: str | Path, device: Any, dtype: Any) -> Loaded:
     transformers = require("transformers", extra=_EXTRA, purpose=PURPOSE)
     path = user_path(source)
     with _lock, _quiet(transformers), _mapped(source, device):
-        if path.is_dir():
+        if os.path.isdir(path):  # Path's own raise for a name that is too long
             _check_folder(path)
             tokenizer = _read_tokenizer(path / "tokenizer.json")
             model, report = _weights(transformers, str(path), dtype, use_safetensors=True, local_files_only=True)
-        elif path.exists() or path.suffix == ".gguf":
+        elif os.path.exists(path) or path.suffix == ".gguf":
             model, report, tokenizer = _load_gguf(transformers, path, dtype)
         elif _HUB_ID.fullmatch(str(source)):
             hub = require("huggingface_hub", extra=_EXTRA, purpose=PURPOSE)

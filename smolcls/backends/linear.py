@@ -6,6 +6,7 @@ rows spell; `smolcls.train.linear` makes it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -91,7 +92,7 @@ def _find(model: str | Path) -> Path:
     if not isinstance(model, (str, Path)) or not str(model).strip():
         raise ConfigError(f"model must be a file or folder, such as linear:runs/x; found {model!r}.")
     path = user_path(model)
-    path = path / FILE if path.is_dir() else path
-    if not path.is_file():
+    path = path / FILE if os.path.isdir(path) else path
+    if not os.path.isfile(path):
         raise ModelError(f"There is no linear model {path}. Train it with: smolcls train --engine linear")
     return path

@@ -155,9 +155,9 @@ def _window(text: str) -> tuple[str, bool]:
 
 
 def _read(path: Path) -> str:
-    try:
+    try:  # a ValueError: bytes that are not UTF-8, or a path with a NUL or half a surrogate pair
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"The rules file {path} cannot be read as UTF-8 text: {error}. Expected a TOML file of [[rule]] tables."
         ) from error

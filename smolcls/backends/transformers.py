@@ -14,6 +14,7 @@ import contextlib
 import copy
 import importlib.util
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class TransformersClassifier(Classifier):
                 f"transformers:runs/x/merged; found {model!r}. The embedded default is llamacpp's."
             )
         self._source = model
-        if user_path(model).is_dir():
+        if os.path.isdir(user_path(model)):
             self.calibration_path = user_path(model) / builder.CALIBRATION
         self._settle_calibration(self.calibration_path)
         self._engine = _Engine(model, self.task, device, dtype)
@@ -98,7 +99,7 @@ class TransformersClassifier(Classifier):
     def model_fingerprint(self) -> str:
         """Of the file's or the folder's weights; a Hub id stands for itself."""
         path = user_path(self._source)
-        return model_fingerprint(path) if path.exists() else str(self._source)
+        return model_fingerprint(path) if os.path.exists(path) else str(self._source)
 
     def close(self) -> None:
         """Free the model; a call in another thread ends its pass first."""

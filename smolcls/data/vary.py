@@ -22,7 +22,6 @@ import hashlib
 import math
 import random
 import string
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 from smolcls.data import near
 from smolcls.data.rows import Row
 from smolcls.errors import ConfigError
+from smolcls.files import parse_toml
 from smolcls.task import check_count, check_keys
 
 PER_TEXT = 20
@@ -96,8 +96,8 @@ def read_patterns(path: str | Path) -> list[Pattern]:
         ConfigError: the file is missing or wrong; the message says where.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        content = parse_toml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as TOML: {error}. Expected [slots] and [[text]] tables.") from error
     check_keys(content, {"slots": dict, "text": list}, where=str(path))
     slots = {name: _values(name, values, str(path)) for name, values in content.get("slots", {}).items()}

@@ -105,7 +105,7 @@ class FolderSource:
     def _number(self, key: str, default: int | None = None) -> int:
         found = self.config.get(key)
         value = default if found is None else found
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
             raise ModelError(f"{self.folder / 'config.json'}: {key} must be a whole number; found {value!r}.")
         return value
 

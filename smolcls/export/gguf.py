@@ -7,6 +7,7 @@ Face folder.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,9 @@ class GgufSource:
         if not isinstance(self.layers, int) or self.layers < 1:
             raise ModelError(f"{path} does not say how many layers it has.")
         self._gguf = require("gguf", extra="llamacpp", purpose="Building a model")
-        self._reader = self._gguf.GGUFReader(path)
+        self._path = path
+        with _readable(path):
+            self._reader = self._gguf.GGUFReader(path)
 
     def tensors(self) -> Iterator[Tensor]:
         """Every tensor, q and k rows back in Hugging Face's order."""
@@ -69,14 +72,25 @@ class GgufSource:
             if key.startswith("GGUF.") or key in left_out:
                 continue
             inner = field.types[-1] if field.types[0] == kinds.ARRAY else None
-            value = field.contents() if key != _LAYERS or layers is None else layers
+            with _readable(self._path):
+                value = field.contents() if key != _LAYERS or layers is None else layers
             writer.add_key_value(key, value, field.types[0], sub_type=inner)
 
     def _read(self, tensor: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        weight = np.asarray(values, dtype=np.float32).reshape(shape)
+        with _readable(self._path):
+            values = self._gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            weight = np.asarray(values, dtype=np.float32).reshape(shape)
         heads = rotary_heads(tensor.name, self)
         return weight if heads is None else unpermute(weight, heads)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the reader of GGUF raises for a damaged file that the scan let through, as an error of smolcls."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, OverflowError, NotImplementedError) as error:
+        raise ModelError(f"{path} is damaged: {error}. Expected a whole GGUF file; download it again.") from error
 
 
 def open_source(path: Path) -> Source:

@@ -21,6 +21,7 @@ from smolcls.files import read_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_MAX_RANK = 1 << 16
 _PREFIX = "base_model.model."
 _PARTS = (".lora_A.weight", ".lora_B.weight")
 
@@ -47,10 +48,10 @@ class LoraAdapter:
             if config.get("peft_type") != "LORA":
                 raise ValueError(f"peft_type is {config.get('peft_type')!r}, not 'LORA'")
             rank, alpha = int(config["r"]), float(config["lora_alpha"])
-            if rank < 1:
-                raise ValueError(f"r is {rank}")
+            if not 1 <= rank <= _MAX_RANK:
+                raise ValueError(f"r is {rank}, expected 1 to {_MAX_RANK}")
             self._layers = [(int(first), int(end)) for first, end in config.get("layer_replication") or ()]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ModelError(f"{folder} is not a LoRA adapter: {error}. Expected a folder saved by PEFT.") from error
         _check_kind(folder, config)
         if not is_rising(self._layers):

@@ -20,6 +20,11 @@ _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _MAX_HEADER = 100_000_000
 
 
+def _are_sizes(shape: list[Any]) -> bool:
+    """Whether each is a whole number above 0 that fits a file's size; JSON also has 2.0, true and Infinity."""
+    return all(type(count) is int and 0 < count < 1 << 48 for count in shape)
+
+
 class SafetensorsFile:
     """One safetensors file, memory-mapped.
 
@@ -43,7 +48,7 @@ class SafetensorsFile:
                 begin, end = entry["data_offsets"]
                 if not 0 <= begin <= end <= size - self._start:
                     raise ValueError(f"the tensor {name} lies outside the file")
-                if not isinstance(entry["dtype"], str) or not all(int(count) > 0 for count in entry["shape"]):
+                if not isinstance(entry["dtype"], str) or not _are_sizes(entry["shape"]):
                     raise ValueError(f"the tensor {name} has no type or no values")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ModelError(
