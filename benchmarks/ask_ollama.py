@@ -44,9 +44,9 @@ def scored(classifier: smolcls.Classifier) -> Way:
     return ask
 
 
-def written(model: str, labels: Sequence[str]) -> dict[str, Way]:
+def written(model: str, labels: Sequence[str], host: str | None = None) -> dict[str, Way]:
     """The client's own ways, whose answer is what the model writes."""
-    client = ollama.Client(timeout=TIMEOUT)
+    client = ollama.Client(host, timeout=TIMEOUT)
     schema = {"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]}
 
     def generate(text: str) -> Answer:

@@ -40,6 +40,11 @@ def llama() -> Any:
         return _load()
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class ForkGuard:
     """Notices that this process was forked from one in which a library has computed.
 

@@ -37,6 +37,19 @@ def test_columns_are_named(tmp_path: Path) -> None:
     assert read_table(path, text="utterance", label="intent") == [LabelledText("a", "3", {"text": "x"})]
 
 
+def test_rows_may_lack_labels_where_all_do(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "rows.jsonl", [{"text": "a", "kind": "x"}, {"text": "b", "kind": "y"}])
+    bare = [LabelledText("a", "", {"kind": "x"}), LabelledText("b", "", {"kind": "y"})]
+    assert read_table(path, labelled=False) == bare
+    assert read_table(path, labelled=False, where={"kind": "y"}) == bare[1:]
+    assert read_table(path, labelled=False, label="kind")[1].label == "y"
+    with pytest.raises(InputError, match="line 1: expected the column 'label'; found text, kind"):
+        read_table(path)
+    jsonl(path, [{"text": "a", "label": "x"}, {"text": "b"}])
+    with pytest.raises(InputError, match="line 2: expected the column 'label'; found text"):
+        read_table(path, labelled=False)
+
+
 def test_chats_are_read_without_their_frame(tmp_path: Path) -> None:
     path = tmp_path / "chats.jsonl"
     write_rows(path, [Row(str(row["text"]), str(row["label"])) for row in ROWS], chat=True)

@@ -93,8 +93,7 @@ class Engine:
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
         """Scores for rendered prompts, in order. Other threads come in between decodes."""
         native.forks.computing_here()
-        with self._lock:
-            tails = [tuple(self._tokenize(item.text) + self._suffix) for item in prompts]
+        tails = [tuple(self.tail(item)) for item in prompts]
         scores: list[Scores] = []
         for group in self._groups(tails):
             with self._lock:
@@ -107,6 +106,10 @@ class Engine:
         """Token ids of a text in which no special token is parsed."""
         with self._lock:
             return self._tokenize(text)
+
+    def tail(self, rendered: prompt.Prompt) -> list[int]:
+        """Token ids of what follows the prefix."""
+        return self.tokenize(rendered.text) + self._suffix
 
     def close(self) -> None:
         """Free the model and its context. Calling it twice does no harm."""

@@ -7,14 +7,14 @@ native calls are `_llamacpp_engine`'s concern.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import smolcls.build as builder
-from smolcls import prompt
+from smolcls import native, prompt
 from smolcls.backends._llamacpp_engine import Engine
+from smolcls.backends._llamacpp_raw import RawRuntime
 from smolcls.calibration import Calibration, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, pip_line
@@ -62,7 +62,8 @@ class LlamaCppClassifier(Classifier):
         if not self._embedded:
             self.calibration_path = beside
         self._settle_calibration(beside, built=self._embedded)
-        self._engine = Engine(self.model_path, self.task, _cores() if threads is None else threads)
+        self._threads = native.cores() if threads is None else threads
+        self._engine = Engine(self.model_path, self.task, self._threads)
 
     @classmethod
     def why_unavailable(cls) -> str | None:
@@ -81,6 +82,14 @@ class LlamaCppClassifier(Classifier):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text as it stands in the prompt (no special tokens are parsed)."""
         return self._engine.tokenize(text)
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Token ids that a call evaluates for a text: the text and what follows it; the prefix is in the cache."""
+        return self._engine.tail(prompt.render(self.task, text))
+
+    def raw_runtime(self) -> RawRuntime:
+        """llama.cpp on the same file with the same threads, and nothing of smolcls around it."""
+        return RawRuntime(self.model_path, self._threads)
 
     def model_fingerprint(self) -> str:
         """Of the file's SHA-256, which the build of the embedded default has noted already."""
@@ -101,7 +110,3 @@ class LlamaCppClassifier(Classifier):
         path = user_path(model)
         scan(path)
         return path
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -96,6 +96,10 @@ class TransformersClassifier(Classifier):
         """Token ids of a text as it stands in the prompt (no special tokens are parsed)."""
         return self._engine.tokenize(text)
 
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Token ids that a call evaluates for a text: the text and what follows it; the prefix is in the cache."""
+        return self._engine.tail(prompt.render(self.task, text))
+
     def model_fingerprint(self) -> str:
         """Of the file's or the folder's weights; a Hub id stands for itself."""
         path = user_path(self._source)
@@ -163,7 +167,7 @@ class _Engine:
 
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
         """Scores for rendered prompts, in order."""
-        tails = [tuple(self.tokenize(item.text) + self._suffix) for item in prompts]
+        tails = [tuple(self.tail(item)) for item in prompts]
         scores: list[Scores | None] = [None] * len(prompts)
         for group in self._groups(tails):
             with self._lock, self._running():
@@ -175,6 +179,10 @@ class _Engine:
     def tokenize(self, text: str) -> list[int]:
         self._check_open()
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def tail(self, rendered: prompt.Prompt) -> list[int]:
+        """Token ids of what follows the prefix."""
+        return self.tokenize(rendered.text) + self._suffix
 
     def close(self) -> None:
         with self._lock:

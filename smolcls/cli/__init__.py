@@ -20,6 +20,7 @@ COMMANDS = {
     "data": ("smolcls.cli.data", "Check, split, vary and write labelled rows."),
     "fit": ("smolcls.cli.fit", "Fit the thresholds of a chain on labelled rows, with a bound on its error."),
     "evaluate": ("smolcls.cli.evaluate", "Measure backends on labelled rows, with a report and gates."),
+    "bench": ("smolcls.cli.bench", "Measure what backends cost: latency, throughput, memory, cold start."),
     "calibrate": ("smolcls.cli.calibrate", "Fit a backend's temperature on held-out rows."),
     "threshold": ("smolcls.cli.threshold", "Choose the least confidence that keeps an error below a limit."),
     "train": ("smolcls.cli.train", "Train a model on labelled rows and export it."),
@@ -30,7 +31,7 @@ COMMANDS = {
 EXIT_CODES = """\b
 Exit codes:
   0    every text was answered
-  1    a model or backend could not answer, a line was left unanswered, or a gate of evaluate failed
+  1    a model or backend could not answer, a line was left unanswered, a gate of evaluate or a backend of bench failed
   2    wrong usage: an option, a text, a file or a setting that cannot be used
   130  interrupted
 """

@@ -38,7 +38,12 @@ class LabelledText:
 
 
 def read_table(
-    path: str | Path, *, text: str = "text", label: str = "label", where: Mapping[str, str] | None = None
+    path: str | Path,
+    *,
+    text: str = "text",
+    label: str = "label",
+    where: Mapping[str, str] | None = None,
+    labelled: bool = True,
 ) -> list[LabelledText]:
     """The rows of a table: `.csv`, `.tsv` or `.parquet` through the package `datasets`, all else as JSONL.
 
@@ -48,6 +53,7 @@ def read_table(
         text: the column of the texts.
         label: the column of the labels; whole numbers are taken as their digits.
         where: columns and the value each must have, compared as text; the other rows are left out.
+        labelled: whether there must be labels. Else, where no row has one, each gets "" as its label.
 
     Raises:
         InputError: the file cannot be read, lacks a column, holds a blank text or label, or has no row left.
@@ -61,9 +67,11 @@ def read_table(
         records = _numbered(path, _parquet(path))
     else:
         records = _jsonl(path, text)
+    found = list(records)
+    bare = not labelled and not any(label in record or chat is not None for _, record, chat in found)
     read = []
-    for place, record, chat in records:
-        row = _row(place, record, text, label) if chat is None else _of_chat(record, chat)
+    for place, record, chat in found:
+        row = _row(place, record, text, None if bare else label) if chat is None else _of_chat(record, chat)
         # By the caller's names too: in a chat the text and the label have no column of their own.
         read.append((row, {**record, text: row.text, label: row.label}))
     if not read:
@@ -92,9 +100,11 @@ Record = tuple[str, Mapping[str, Any], Row | None]
 """A row's place in its file, what stands there, and the row of a chat."""
 
 
-def _row(place: str, record: Mapping[str, Any], text: str, label: str) -> LabelledText:
-    values = {}
+def _row(place: str, record: Mapping[str, Any], text: str, label: str | None) -> LabelledText:
+    values = {"label": ""}
     for column, option in ((text, "text"), (label, "label")):
+        if column is None:
+            continue
         if column not in record:
             raise InputError(
                 f"{place}: expected the column {column!r}; found {_some(list(record)) or 'none'}. "
