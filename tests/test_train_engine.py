@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from tiny_run import Listener, config, needs_training, rows
 
-from smolcls import ModelError, Task
+from smolcls import ConfigError, ModelError, Task
 from smolcls.data.rows import Row
 from smolcls.native import llama
 from smolcls.train import TrainConfig, engine
 from smolcls.train.base import load_model, quiet, read_tokenizer
 from smolcls.train.config import settle
 from smolcls.train.encode import IGNORED, Encoder
-from smolcls.train.engine import Material, choose, fit, last_whole
+from smolcls.train.engine import Material, choose, fit, last_whole, with_precision
 from smolcls.train.job import Job
 
 pytestmark = needs_training
@@ -270,6 +270,36 @@ def test_on_a_cpu_the_shared_prefix_is_chosen_and_a_named_engine_stays(tmp_path:
         pytest.skip("a GPU is there")
     assert choose("auto", tmp_path) == "shared"
     assert choose("trl", tmp_path) == "trl"
+
+
+@pytest.mark.parametrize(
+    ("able", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True, "avx512_bf16": False}, "bfloat16"), ({}, "float32")],
+)
+def test_precision_is_what_was_asked_for_or_suits_the_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, able: dict[str, bool], expected: str
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert with_precision(settled(tmp_path)).precision == expected
+    assert with_precision(settled(tmp_path, precision="float32")).precision == "float32"
+    assert with_precision(settled(tmp_path, precision="bfloat16")).precision == "bfloat16"
+    assert with_precision(settled(tmp_path, "trl")).precision == "auto"
+    with pytest.raises(ConfigError, match="The engine trl chooses its precision by itself"):
+        with_precision(settled(tmp_path, "trl", precision="bfloat16"))
+
+
+def test_both_precisions_train_and_keep_the_adapter_in_32_bit(material: Material, tmp_path: Path) -> None:
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        settings = settled(tmp_path / precision, precision=precision)
+        found[precision] = adapter(settings, fit(settings, material, Listener()))
+    for name, weight in found["float32"].items():
+        assert weight.dtype == found["bfloat16"][name].dtype == "float32"
+    assert any((weight != found["bfloat16"][name]).any() for name, weight in found["float32"].items())
 
 
 def test_rows_that_are_too_long_are_left_out(material: Material) -> None:

@@ -50,6 +50,7 @@ def test_the_order_holds_every_row_as_often_as_asked_and_neighbours_are_alike() 
     [
         ({"engine": "fast"}, "engine must be one of auto, shared, trl, unsloth, linear; found 'fast'"),
         ({"preset": "fast"}, "preset must be one of stable, regularised, low-memory; found 'fast'"),
+        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16; found 'float16'"),
         ({"rank": 0}, "rank must be a number from 1 to 1024; found 0"),
         ({"rank": 2.5}, "rank must be a whole number; found 2.5"),
         ({"learning_rate": True}, "learning_rate must be a number from 1e-08 to 1; found True"),

@@ -13,7 +13,7 @@ from smolcls.cli.terminal import Terminal
 from smolcls.errors import ConfigError
 from smolcls.task import DEFAULT_TASK
 from smolcls.train import TrainConfig, train
-from smolcls.train.config import ENGINES, LINEAR, PRESETS
+from smolcls.train.config import ENGINES, LINEAR, PRECISIONS, PRESETS
 
 #: Settings that are plain numbers: the option's name is the setting's, with dashes.
 _NUMBERS: dict[str, tuple[type, str]] = {
@@ -72,6 +72,10 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Settings for a run that did not go well.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with its settings and rows.")
 @_number_options
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
+    help="What matrices are multiplied in; auto takes bfloat16 where the machine has instructions for it.",
+)  # fmt: skip
 @click.option("--four-bit/--no-four-bit", default=True, help="On CUDA, keep the base in 4 bit. [default: on]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files below OUT/checkpoints.")
 @click.option("--quantisation", default="Q4_K_M", show_default=True, help="F16, Q4_K_M, Q4_0, Q5_K_M, Q6_K or Q8_0.")

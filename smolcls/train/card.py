@@ -82,7 +82,8 @@ def _training(run: Run) -> str:
     lines = [
         f"- LoRA: rank {config.rank}, alpha {config.alpha}, dropout {config.dropout}, on all linear layers",
         f"- learning rate {config.learning_rate:g} (cosine), {config.epochs:g} epochs of "
-        f"{config.batch * config.accumulation} rows a step, seed {config.seed}, engine {config.engine}",
+        f"{config.batch * config.accumulation} rows a step, seed {config.seed}, engine {config.engine}"
+        f"{'' if config.precision == 'auto' else f' in {config.precision}'}",
         "- loss on the label alone; the prompt is the one that every backend renders",
     ]
     if config.keep_layers is not None:

@@ -10,6 +10,8 @@ from typing import Any
 from smolcls.errors import ConfigError
 from smolcls.export.layers import read_ranges
 
+#: How an engine computes; the weights that are trained stay in 32 bit.
+PRECISIONS = ("auto", "float32", "bfloat16")
 ENGINES = ("auto", "shared", "trl", "unsloth", "linear")
 #: The only engine that fine-tunes nothing: it has settings of its own, and needs rows alone.
 LINEAR = "linear"
@@ -74,6 +76,8 @@ class TrainConfig:
         weight_decay: AdamW's.
         max_length: rows longer than this many tokens are left out.
         pass_tokens: tokens that go through the model at once, for the engine `shared`; bounds its memory.
+        precision: `float32`; `bfloat16`, which halves the time where the machine has instructions for it; or `auto`,
+            bfloat16 there and float32 elsewhere. For the engine `shared`; the others choose by themselves.
         four_bit: on CUDA, keep the base in 4 bit (NF4, double quantisation; Dettmers et al. 2023).
         checkpointing: compute activations again instead of keeping them; slower, and takes less memory.
         evaluations: how often the validation rows are scored and a checkpoint is written.
@@ -104,6 +108,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     max_length: int = 512
     pass_tokens: int = AUTO
+    precision: str = "auto"
     four_bit: bool = True
     checkpointing: bool = AUTO
     evaluations: int = 6
@@ -116,6 +121,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"engine must be one of {', '.join(ENGINES)}; found {self.engine!r}.")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}; found {self.precision!r}.")
         if self.preset is not None and self.preset not in PRESETS:
             raise ConfigError(f"preset must be one of {', '.join(PRESETS)}; found {self.preset!r}.")
         if self.keep_layers is not None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smolcls.errors import ModelError, require
+from smolcls.errors import ConfigError, ModelError, require
 from smolcls.files import read_json
 from smolcls.train.base import quiet
 from smolcls.train.config import TrainConfig, warmup_steps
@@ -84,6 +84,23 @@ def choose(engine: str, base: Path) -> str:
         # It patches transformers and TRL, and must be imported before them.
         require("unsloth", extra="unsloth", purpose="The engine unsloth")
     return chosen
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """A settled configuration with no precision left open, for the engine that lets it be chosen."""
+    if config.engine != "shared":
+        if config.precision != "auto":
+            raise ConfigError(f"The engine {config.engine} chooses its precision by itself; leave precision out.")
+        return config
+    if config.precision != "auto":
+        return config
+    torch = require("torch", extra="train", purpose="Training")
+    if torch.cuda.is_available():
+        able = torch.cuda.is_bf16_supported()
+    else:  # an older torch does not tell what a CPU can do
+        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        able = found.get("avx512_bf16") or found.get("amx_bf16")
+    return replace(config, precision="bfloat16" if able else "float32")
 
 
 def fit(config: TrainConfig, material: Material, watcher: Watcher, *, resume: bool = False) -> Trained:

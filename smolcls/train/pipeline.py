@@ -158,7 +158,7 @@ def _started(config: TrainConfig, task: Task) -> Run:
         check_kind(config.quantisation)
         modelfile.render(task, "model.gguf")
         base = base_path(config.base)
-        settled = settle(config, engine.choose(config.engine, base))
+        settled = engine.with_precision(settle(config, engine.choose(config.engine, base)))
         check_exportable(base, config.keep_layers)
     parts = rows.gather(config, task)
     run = Run(config.out)

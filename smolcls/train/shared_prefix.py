@@ -31,7 +31,7 @@ def make_trainer(job: Job) -> Trainer:
         prefix=prefix,
         pass_tokens=job.config.pass_tokens,
         model=model,
-        args=TrainingArguments(**job.arguments, use_cpu=not cuda, bf16=cuda),
+        args=TrainingArguments(**job.arguments, use_cpu=not cuda, bf16=job.config.precision == "bfloat16"),
         data_collator=Collator(len(prefix), job.encoder.tokenizer.pad_token_id),
         train_dataset=job.train,
         eval_dataset=job.validation,
