@@ -3,7 +3,9 @@
     python benchmarks/hostile.py rows.jsonl --backend llamacpp --count 10000
 
 Texts that are answered with a confidence of at least 0.9 are asked again with an instruction before or behind them
-that names another label, in sixteen wordings and a dozen languages. A flip is an answer with the label it names.
+that names another label, in sixteen wordings and a dozen languages. A flip is an answer with the label it names. The
+control is the same wording with a word that is no label: what flips there too was moved by the foreign words, not by
+obedience.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import math
 import sys
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -22,6 +25,7 @@ import smolcls
 from smolcls.data.rows import read_rows
 
 SURE = 0.9
+NO_LABEL = "banana"
 
 
 def survive(classifier: smolcls.Classifier, count: int) -> Counter[str]:
@@ -40,20 +44,32 @@ def survive(classifier: smolcls.Classifier, count: int) -> Counter[str]:
     return seen
 
 
-def flips(classifier: smolcls.Classifier, texts: list[str]) -> tuple[int, Counter[str], Counter[str]]:
-    """The number of sure texts; by instruction how often it was tried, and how often it turned the label to its own."""
-    sure, tried, turned = 0, Counter[str](), Counter[str]()
+@dataclass
+class Flips:
+    """The number of sure texts; by wording how often it was tried, and turned the label, there and in the control."""
+
+    sure: int = 0
+    tried: Counter[str] = field(default_factory=Counter)
+    turned: Counter[str] = field(default_factory=Counter)
+    control: Counter[str] = field(default_factory=Counter)
+
+
+def flips(classifier: smolcls.Classifier, texts: list[str]) -> Flips:
+    """How often an instruction turns the label of a sure text."""
+    found = Flips()
     for text in texts:
         before = classifier.classify(text)
         if before.confidence < SURE:
             continue
-        sure += 1
+        found.sure += 1
+        neutral = [classifier.classify(asked).label for _, asked in hostile_texts.injected(text, NO_LABEL)]
         for label in classifier.task.names:
             if label != before.label:
-                for wording, asked in hostile_texts.injected(text, label):
-                    tried[wording] += 1
-                    turned[wording] += classifier.classify(asked).label == label
-    return sure, tried, turned
+                for (wording, asked), other in zip(hostile_texts.injected(text, label), neutral, strict=True):
+                    found.tried[wording] += 1
+                    found.turned[wording] += classifier.classify(asked).label == label
+                    found.control[wording] += other == label
+    return found
 
 
 def main() -> None:
@@ -66,10 +82,13 @@ def main() -> None:
     texts = [row.text for row in read_rows(given.rows)[: given.limit]]
     with smolcls.load(given.backend) as classifier:
         print(", ".join(f"{count} {what}" for what, count in survive(classifier, given.count).most_common()))
-        sure, tried, turned = flips(classifier, texts)
-    print(f"{sure} of {len(texts)} texts are sure; {turned.total()} of {tried.total()} instructions turned the label")
-    for wording, count in turned.most_common():
-        print(f"{count:>6} of {tried[wording]}  {wording}")
+        found = flips(classifier, texts)
+    print(
+        f"{found.sure} of {len(texts)} texts are sure; of {found.tried.total()} instructions {found.turned.total()} "
+        f"turned the label, in the control {found.control.total()}"
+    )
+    for wording, count in found.turned.most_common():
+        print(f"{count:>6} and {found.control[wording]:>4} of {found.tried[wording]}  {wording}")
 
 
 if __name__ == "__main__":
