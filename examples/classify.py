@@ -1,5 +1,5 @@
 """Classify a few lines: what each one is, how sure that is, and who answered. Needs nothing but smolcls;
-with the extra `local` the embedded model answers what the rules are not sure of.
+with the extra `local` the embedded model answers what rules and n-grams are not sure of.
 """
 
 import smolcls

@@ -11,7 +11,7 @@ from test_settings_file import SPAM, written
 
 from smolcls import ConfidenceRouter, ConfigError, MissingExtraError, Stage, registry
 from smolcls.backends.fake import FakeClassifier
-from smolcls.settings import default_router, default_stages, router_from
+from smolcls.settings import SURE, default_router, default_stages, router_from
 
 
 def specifications(router: ConfidenceRouter) -> list[object]:
@@ -134,21 +134,32 @@ def test_a_working_folder_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: 
 # The default chain
 
 
+COMMANDS = Stage("rules", accept={"command": 0.99})
+MODEL = Stage("llamacpp", threshold=0.5)
+N_GRAMS, RULES = Stage("linear"), Stage("rules")
+
+
 def test_the_default_with_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     llamacpp_is(monkeypatch, None)
-    rules, model = Stage("rules"), Stage("llamacpp", threshold=0.5)
-    assert default_stages() == [Stage("rules", accept={"command": 0.99}), model, rules]
-    assert default_stages(SPAM) == [model, rules], "a task without commands has no sure ones"
+    assert default_stages() == [COMMANDS, Stage("linear", threshold=SURE), MODEL, N_GRAMS, RULES]
+    assert default_stages(SPAM) == [MODEL, RULES], "a task without n-grams, and without commands"
     assert specifications(default_router(SPAM)) == specifications(router_from("default", SPAM)) == ["llamacpp", "rules"]
 
 
 @pytest.mark.parametrize("reason", ["not installed", MissingExtraError("gone"), ConfigError("does not load")])
 def test_the_default_without_the_embedded_model(monkeypatch: pytest.MonkeyPatch, reason: str | Exception) -> None:
     llamacpp_is(monkeypatch, reason)
-    assert default_stages() == default_stages(SPAM) == [Stage("rules")]
+    assert default_stages() == [COMMANDS, N_GRAMS, RULES]
+    assert default_stages(SPAM) == [RULES]
 
 
 def test_the_default_without_an_adapter_for_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     llamacpp_is(monkeypatch, None)
     monkeypatch.setattr("smolcls.build.shipped_adapter", lambda task: None)
-    assert default_stages() == [Stage("rules")]
+    assert default_stages() == [COMMANDS, N_GRAMS, RULES]
+
+
+def test_the_default_without_the_models_package_answers_from_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
+    llamacpp_is(monkeypatch, "not installed")
+    router = default_router()
+    assert [router.classify(text).backend for text in ("/help", "what is recursion?")] == ["rules", "linear"]

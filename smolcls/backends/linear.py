@@ -79,9 +79,16 @@ class LinearClassifier(Classifier):
         return Scores(tuple(log_softmax([logits[column] for column in self._columns])), rendered.truncated)
 
 
-def _shipped(task: Task) -> Path:
+def shipped_model(task: Task) -> Path | None:
+    """The model file that the package ships for a shipped task, or None."""
     if task.name in SHIPPED_TASKS and task.names == Task.load(task.name).names:
         return Path(str(files("smolcls") / "models" / f"{task.name}-linear" / FILE))
+    return None
+
+
+def _shipped(task: Task) -> Path:
+    if (path := shipped_model(task)) is not None:
+        return path
     raise ConfigError(
         f"No linear model is shipped for the task {task.name!r}. Train one with `smolcls train --engine linear` and "
         "name it: linear:runs/NAME"
