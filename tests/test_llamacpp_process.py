@@ -44,6 +44,18 @@ def test_the_interpreters_end_is_silent_without_close(tiny: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
 
 
+def test_an_end_that_empties_the_modules_first_is_silent_too(tiny: Path) -> None:
+    """What `sys` holds lives longest, and a module that is still held is emptied before."""
+    ended = run(
+        """
+        import sys, smolcls, smolcls.backends._llamacpp_engine as engine
+        sys._kept = smolcls.load("llamacpp:" + sys.argv[1], threads=1), engine
+        """,
+        tiny,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def test_a_classifier_that_is_dropped_gives_its_memory_back(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[str] = []
     binding = native.llama()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,9 +85,10 @@ class Engine:
             self.close()
             raise
 
-    def __del__(self) -> None:
-        # The operating system frees what is left at the interpreter's end; native calls then make noise.
-        if not sys.is_finalizing():
+    def __del__(self, _is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The operating system frees what is left at the interpreter's end; native calls then make noise, and this
+        # module's globals may be gone, hence the default argument.
+        if not _is_finalizing():
             self._free()
 
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
