@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from contract import write_tiny_folder, write_tiny_gguf
@@ -167,6 +168,14 @@ def test_threads_may_share_one_classifier(tiny: Path) -> None:
         for thread in threads:
             thread.join()
         assert wrong == []
+
+
+def test_a_batch_waits_for_other_threads_once_before_its_decode(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tiny_classifier(tiny) as classifier:
+        lock = MagicMock()
+        monkeypatch.setattr(classifier._engine, "_lock", lock)
+        classifier.classify_batch(["hi"] * 8)
+        assert lock.__enter__.call_count == 2
 
 
 def test_closing_while_others_classify_is_an_error_of_theirs(tiny: Path) -> None:

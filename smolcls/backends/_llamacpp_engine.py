@@ -94,7 +94,7 @@ class Engine:
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
         """Scores for rendered prompts, in order. Other threads come in between decodes."""
         native.forks.computing_here()
-        tails = [tuple(self.tail(item)) for item in prompts]
+        tails = self.tails(prompts)
         scores: list[Scores] = []
         for group in self._groups(tails):
             with self._lock:
@@ -108,9 +108,10 @@ class Engine:
         with self._lock:
             return self._tokenize(text)
 
-    def tail(self, rendered: prompt.Prompt) -> list[int]:
-        """Token ids of what follows the prefix."""
-        return self.tokenize(rendered.text) + self._suffix
+    def tails(self, prompts: Sequence[prompt.Prompt]) -> list[tuple[int, ...]]:
+        """For each prompt the token ids of what follows the prefix."""
+        with self._lock:  # once for all: each time it may be another thread's for a whole decode
+            return [(*self._tokenize(item.text), *self._suffix) for item in prompts]
 
     def close(self) -> None:
         """Free the model and its context. Calling it twice does no harm."""

@@ -85,7 +85,8 @@ class LlamaCppClassifier(Classifier):
 
     def prompt_tokens(self, text: str) -> list[int]:
         """Token ids that a call evaluates for a text: the text and what follows it; the prefix is in the cache."""
-        return self._engine.tail(prompt.render(self.task, text))
+        [tail] = self._engine.tails([prompt.render(self.task, text)])
+        return list(tail)
 
     def raw_runtime(self) -> RawRuntime:
         """llama.cpp on the same file with the same threads, and nothing of smolcls around it."""
