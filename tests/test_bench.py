@@ -141,8 +141,21 @@ def test_tokens_are_compared_with_the_runtime_alone(tiny: Path) -> None:
         assert found[f"{kind}_tokens_per_second"] > 0
         assert found[f"{kind}_raw_tokens_per_second"] > 0
         assert found[f"{kind}_of_raw"] > 0
-    answered = measured(Job(f"llamacpp:{tiny}", None, TEXTS[:1]))
-    assert "F16" in answered["model"]["description"]
+
+
+@pytest.mark.skipif(not HAS_LLAMA_CPP, reason="needs the extra llamacpp")
+def test_a_model_is_described_without_a_second_load(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = """
+import sys
+from smolcls import native
+library = native.llama()
+loads = iter([library.llama_model_load_from_file])
+library.llama_model_load_from_file = lambda *arguments: next(loads)(*arguments)
+from smolcls.bench.worker import main
+main(sys.argv[1], 0.0)
+"""
+    monkeypatch.setattr(process, "_WORKER", once)
+    assert "F16" in measured(Job(f"llamacpp:{tiny}", None, TEXTS[:1]))["model"]["description"]
 
 
 def test_a_chain_is_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,6 @@ def test_the_runtime_evaluates_any_number_of_tokens_beside_the_classifier(tiny: 
     with tiny_classifier(tiny) as classifier:
         before = classifier.classify("hi").probabilities
         runtime = classifier.raw_runtime()
-        assert "F16" in runtime.description
         for count in (0, 1, 512, 1300):
             runtime.evaluate([3] * count)
         assert classifier.classify("hi").probabilities == before

@@ -9,6 +9,7 @@ process: both are sized for the longest prompt that a task allows.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -52,6 +53,9 @@ class _Piece:
 
 class Engine:
     """One model with one context, for one task.
+
+    Attributes:
+        description: the model in llama.cpp's words: family, size and quantisation.
 
     Raises:
         MissingExtraError: llama-cpp-python or numpy is not installed.
@@ -145,6 +149,9 @@ class Engine:
                 "which needs one, such as SmolLM2."
             )
         self._vocabulary = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+        buffer = ctypes.create_string_buffer(128)
+        lib.llama_model_desc(model, buffer, len(buffer))
+        self.description = buffer.value.decode("utf-8", "replace")
 
     def _tokenize(self, text: str, *, special: bool = False) -> list[int]:
         if self._model is None:

@@ -5,7 +5,6 @@ No cached prefix, no label trie, no logits looked at; a model and a context of i
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,13 +46,6 @@ class RawRuntime:
         if self._context is None:
             self.close()
             raise ModelError(f"llama.cpp cannot load {path}: {native.recent_log()}.")
-
-    @property
-    def description(self) -> str:
-        """The model in llama.cpp's words: family, size and quantisation."""
-        buffer = ctypes.create_string_buffer(128)
-        self._lib.llama_model_desc(self._model, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
 
     def evaluate(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens, 512 at once, each time from an empty cache, and wait for the end.

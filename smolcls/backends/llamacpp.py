@@ -92,6 +92,10 @@ class LlamaCppClassifier(Classifier):
         """llama.cpp on the same file with the same threads, and nothing of smolcls around it."""
         return RawRuntime(self.model_path, self._threads)
 
+    def model_description(self) -> str:
+        """The model in llama.cpp's words: family, size and quantisation."""
+        return self._engine.description
+
     def model_fingerprint(self) -> str:
         """Of the file's SHA-256, which the build of the embedded default has noted already."""
         if self._embedded:

@@ -32,8 +32,6 @@ Progress = Callable[[float], None]
 class RawRuntime(Protocol):
     """The runtime below a backend, without the backend."""
 
-    description: str
-
     def evaluate(self, tokens: Sequence[int]) -> None:
         """Evaluate tokens and wait for the end."""
 
@@ -52,6 +50,9 @@ class ReadsTokens(Protocol):
 @runtime_checkable
 class HasRuntime(ReadsTokens, Protocol):
     """A backend whose runtime can be asked without it."""
+
+    def model_description(self) -> str:
+        """The model in the runtime's words."""
 
     def raw_runtime(self) -> RawRuntime:
         """The runtime, on the same model with as many threads."""
@@ -187,7 +188,5 @@ def _model(classifier: Classifier) -> dict[str, Any]:
     if path is not None:
         found |= {"file": str(path), "bytes": path.stat().st_size}
     if isinstance(classifier, HasRuntime):
-        runtime = classifier.raw_runtime()
-        found["description"] = runtime.description
-        runtime.close()
+        found["description"] = classifier.model_description()
     return found
