@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from contract import write_tiny_gguf
+from hanging import installed
 from stages import Gate, stage_threads, until
 
 
@@ -47,6 +48,14 @@ def gate(no_thread_is_left: None) -> Iterator[Gate]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny GGUF of random weights."""
     return write_tiny_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def hanging_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Installed for other processes: backends that hang in their import, their load, and a call."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with installed(tmp_path):
+        yield
 
 
 @pytest.fixture(scope="module")

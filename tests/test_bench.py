@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import TIMEOUT
+from stages import at_once
 from tiny import HAS_LLAMA_CPP, run
 
-from smolcls import BackendError, ConfigError, InputError
+from smolcls import BackendError, BackendTimeoutError, ConfigError, InputError
 from smolcls.bench import process
 from smolcls.bench.busy import busy
 from smolcls.bench.imports import ImportClock
@@ -26,7 +29,7 @@ LABELS = ("command", "prompt", "workflow")
 
 
 def measured(job: Job) -> dict[str, Any]:
-    return process.measure(job, lambda share: None)
+    return process.measure(job, lambda share: None, TIMEOUT)
 
 
 def test_ways_take_turns_and_begin_each_without_the_clock() -> None:
@@ -126,7 +129,7 @@ def test_a_backend_is_measured_in_a_process_of_its_own() -> None:
 
 def test_a_backend_answers_each_text_and_says_which_model_it_is() -> None:
     shares: list[float] = []
-    found = process.measure(Job("linear", None, TEXTS), shares.append)
+    found = process.measure(Job("linear", None, TEXTS), shares.append, TIMEOUT)
     assert found["labels"] == ["command", "prompt", "workflow"]
     assert found["model"]["file"].endswith("model.safetensors")
     assert found["model"]["bytes"] > 100_000
@@ -195,6 +198,36 @@ def test_a_process_that_dies_is_an_error(monkeypatch: pytest.MonkeyPatch, code: 
         measured(Job("fake", None, TEXTS))
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_process_that_hangs_is_killed_with_its_children(hanging_backends: None) -> None:
+    places = ("import", "load", "call")
+    messages = [""] * len(places)
+
+    def work(number: int) -> None:
+        with pytest.raises(BackendTimeoutError) as caught:
+            process.measure(Job(f"hangs-in-{places[number]}", None, TEXTS), lambda share: None, 5.0)
+        messages[number] = str(caught.value)
+
+    at_once(len(places), work)
+    assert messages == [
+        f"Its process had not ended after 5 s and was killed, 0% of its work done: stuck in {place}. Where it is slow "
+        "and does not hang, raise the limit with --timeout. See whether the backend works alone: smolcls classify "
+        f"--backend hangs-in-{place} hello"
+        for place in places
+    ]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["print('{\"done', end='', flush=True); time.sleep(600)", "os.close(1); time.sleep(600)"],
+    ids=["within-a-message", "after-its-last-message"],
+)
+def test_a_process_is_killed_wherever_it_hangs(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(process, "_WORKER", f"import os, time; {code}")
+    with pytest.raises(BackendTimeoutError, match=r"after 0\.5 s and was killed, 0% of its work done: it said nothing"):
+        process.measure(Job("fake", None, TEXTS), lambda share: None, 0.5)
+
+
 def test_busy_processes_spin_in_the_block_and_are_gone_after_it() -> None:
     started = []
 
@@ -242,6 +275,7 @@ def test_without_labels_nothing_is_right_or_wrong() -> None:
 def _wrong() -> Iterator[tuple[Callable[[], object], type[Exception], str]]:
     yield lambda: Plan(()), ConfigError, "Expected the name of a backend to measure"
     yield lambda: Plan(("fake",), rounds=0), ConfigError, "rounds must be a whole number of at least 1; found 0"
+    yield lambda: Plan(("fake",), timeout=0), ConfigError, "timeout must be a whole number of at least 1; found 0"
     yield lambda: Plan(("fake",), busy=-1), ConfigError, "busy must be a whole number of at least 0; found -1"
     plan = Plan(("fake",))
     yield lambda: bench(plan, []), InputError, "Expected texts to measure on; found none"

@@ -53,6 +53,20 @@ def test_a_failing_backend_is_a_line_and_the_exit_code(table: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_hanging_backend_is_a_failing_one(table: Path, tmp_path: Path, hanging_backends: None) -> None:
+    file = tmp_path / "bench.json"
+    asked = ("--backend", "hangs-in-call", "--backend", "fake:prompt", "--timeout", "5", "--json", str(file))
+    result = run("bench", str(table), *asked, *QUICK)
+    assert result.exit_code == 1
+    reason = "Its process had not ended after 5 s and was killed"
+    assert f"smolcls: hangs-in-call: {reason}" in result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["idle", "fake:prompt"]
+    backends = json.loads(file.read_text())["backends"]
+    assert backends["hangs-in-call"]["failure"].startswith(reason)
+    assert backends["fake:prompt"]["idle"]["p50_ms"] > 0
+
+
 def test_rows_without_labels_have_no_accuracy(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))

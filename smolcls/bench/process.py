@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from smolcls.bench.job import Job
-from smolcls.errors import BackendError
+from smolcls.errors import BackendError, BackendTimeoutError
 
 # Smolcls alone is timed: what this package needs is not the backend's to pay for.
 _WORKER = """
@@ -35,7 +36,7 @@ main(sys.argv[1], taken)
 def child(
     code: str, *arguments: str, errors: IO[bytes] | int = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Python running `code`, its standard output a pipe; it is killed at the end if it has not ended.
+    """Python running `code`, its standard output a pipe; it is killed at the end, with its children, if it runs still.
 
     Args:
         errors: where its standard error goes.
@@ -51,7 +52,7 @@ def child(
     try:
         yield process
     finally:
-        process.kill()
+        _kill(process)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             assert pipe is not None
@@ -69,31 +70,67 @@ def end_with_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def measure(job: Job, progress: Callable[[float], None]) -> dict[str, Any]:
+def measure(job: Job, progress: Callable[[float], None], timeout: float) -> dict[str, Any]:
     """What a worker, in a process of its own, finds out about a job.
 
     Args:
         progress: is called with the share that is done.
+        timeout: seconds after which the process is killed with its children.
 
     Raises:
+        BackendTimeoutError: the process had not ended by then.
         BackendError: the backend could not answer, or its process died; the message says why.
     """
+    done = 0.0
     with tempfile.TemporaryDirectory(prefix="smolcls-bench-") as folder, tempfile.TemporaryFile() as errors:
         path = Path(folder) / "job.json"
         job.write(path)
-        with child(_WORKER, str(path), errors=errors) as process:
+        with child(_WORKER, str(path), errors=errors) as process, _limit(process, timeout) as late:
             assert process.stdout is not None
             for line in process.stdout:
+                if late.is_set():  # the line may be half of one
+                    break
                 message = json.loads(line)
                 if "result" in message:
                     return dict(message["result"])
                 if "error" in message:
                     raise BackendError(message["error"])
-                progress(message["done"])
+                done = message["done"]
+                progress(done)
             code = process.wait()
         errors.seek(0)
-        said = errors.read().decode("utf-8", "replace").strip().splitlines()
-    raise BackendError(
-        f"Its process ended with code {code} and no answer: {said[-1] if said else 'it said nothing'}. See whether "
-        f"the backend works alone: smolcls classify --backend {job.backend} hello"
-    )
+        lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+    said = lines[-1] if lines else "it said nothing"
+    alone = f"See whether the backend works alone: smolcls classify --backend {job.backend} hello"
+    if late.is_set():
+        raise BackendTimeoutError(
+            f"Its process had not ended after {timeout:g} s and was killed, {done:.0%} of its work done: {said}. Where "
+            f"it is slow and does not hang, raise the limit with --timeout. {alone}"
+        )
+    raise BackendError(f"Its process ended with code {code} and no answer: {said}. {alone}")
+
+
+@contextlib.contextmanager
+def _limit(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """Kill a child if the block has not ended after so many seconds; the event says whether that was done."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a child and whatever it has started in its session, unless it has been waited for."""
+    if hasattr(os, "killpg") and process.returncode is None:  # else its number may be another's by now
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the second where it has ended, on macOS
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()

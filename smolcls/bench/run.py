@@ -37,6 +37,7 @@ class Plan:
         calls: single calls of a round, spread over the rows.
         batch_size: texts of a batch.
         busy: processes that spin beside it in a second measurement of each round; 0 leaves that out.
+        timeout: seconds that one process may take, from its start to its end; the backend has failed then.
 
     Raises:
         ConfigError: no backend, or a number below its least.
@@ -48,11 +49,12 @@ class Plan:
     calls: int = 200
     batch_size: int = 32
     busy: int = 0
+    timeout: int = 1800
 
     def __post_init__(self) -> None:
         if not self.backends:
             raise ConfigError("Expected the name of a backend to measure, such as rules; found none.")
-        for name, least in (("rounds", 1), ("calls", 1), ("batch_size", 1), ("busy", 0)):
+        for name, least in (("rounds", 1), ("calls", 1), ("batch_size", 1), ("busy", 0), ("timeout", 1)):
             check_count(getattr(self, name), name, least=least)
 
     @property
@@ -193,7 +195,7 @@ def _answer(
     """
     asked = tuple(texts) if labels is not None else (texts[0],)
     try:
-        found = measure(Job(result.name, plan.task, asked), tell.within)
+        found = measure(Job(result.name, plan.task, asked), tell.within, plan.timeout)
     except SmolclsError as error:
         result.failure = str(error)
         return
@@ -207,7 +209,7 @@ def _measure(result: BackendResult, plan: Plan, texts: tuple[str, ...], conditio
     if result.failure is not None:
         return
     try:
-        figures = measure(Job(result.name, plan.task, texts, plan.batch_size), tell.within)
+        figures = measure(Job(result.name, plan.task, texts, plan.batch_size), tell.within, plan.timeout)
     except SmolclsError as error:
         result.failure = str(error)
         return

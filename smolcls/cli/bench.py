@@ -38,6 +38,10 @@ _WIDTH = len("beside 2 busy")
     "--busy", type=click.IntRange(min=0), default=0, metavar="N",
     help="Measure a second time with N processes that spin beside the backend.",
 )  # fmt: skip
+@click.option(
+    "--timeout", type=_COUNT, default=1800, show_default=True, metavar="SECONDS",
+    help="A process that takes longer, as one that hangs, is killed, and its backend has failed.",
+)  # fmt: skip
 @click.option("--json", "json_file", type=_FILE, metavar="FILE", help="Write all figures and conditions there.")
 @click.option("--text", default="text", show_default=True, metavar="COLUMN", help="The column of the texts.")
 @click.option("--label", metavar="COLUMN", help="The column of the labels. [default: label, where there is one]")
