@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 import uuid
@@ -24,6 +23,7 @@ import smolcls
 from smolcls import build, publish
 from smolcls.backends.llamacpp import LlamaCppClassifier
 from smolcls.backends.ollama import OllamaClassifier
+from smolcls.bench.timing import latencies
 from smolcls.data.rows import read_rows
 
 CHUNK, WARM_UP = 20, 5
@@ -99,16 +99,15 @@ def agreement(one: Sequence[Answer], other: Sequence[Answer]) -> str:
 
 
 def report(answers: dict[str, list[Answer]], seconds: dict[str, list[float]], labels: Sequence[str]) -> None:
-    """Print agreement, accuracy and latency."""
-    raw = answers["ollama:"]
-    for name in answers:
-        if name != "ollama:":
-            print(f"ollama: and {name}: {agreement(raw, answers[name])}")
-    print(f"\n{'way':<20} {'right':>6} {'median':>8} {'p95':>8}")
-    for name, given in answers.items():
-        right = sum(answer[0] == label for answer, label in zip(given, labels, strict=True)) / len(labels)
-        middle, late = statistics.median(seconds[name]), statistics.quantiles(seconds[name], n=20)[-1]
-        print(f"{name:<20} {right:>6.1%} {middle * 1000:>5.0f} ms {late * 1000:>5.0f} ms")
+    """Print what each way gets right, and its latency, also as a multiple of the first way's."""
+    found = {name: latencies(taken) for name, taken in seconds.items()}
+    first = next(iter(found))
+    width = max(map(len, found))
+    print(f"{'way':<{width}}   right  p50 (ms)  p95 (ms)  p50 / {first}'s")
+    for name, times in found.items():
+        right = sum(answer[0] == label for answer, label in zip(answers[name], labels, strict=True)) / len(labels)
+        p50, p95 = times["p50_ms"], times["p95_ms"]
+        print(f"{name:<{width}}  {right:>6.1%}  {p50:>8.1f}  {p95:>8.1f}  {p50 / found[first]['p50_ms']:>8.2f}")
 
 
 def main() -> None:
@@ -129,6 +128,11 @@ def main() -> None:
             local.calibration = None  # the server's answers have none
             ways = {"ollama:": scored(remote), "llama.cpp": scored(local), **written(model, remote.task.names)}
             answers, seconds = ask_all(ways, [row.text for row in rows])
+        raw = answers["ollama:"]
+        for name, others in answers.items():
+            if others is not raw:
+                print(f"ollama: and {name}: {agreement(raw, others)}")
+        print()
         report(answers, seconds, [row.label for row in rows])
     finally:
         publish.remove(model)

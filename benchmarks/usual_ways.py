@@ -16,25 +16,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ask_ollama import Answer, Way, ask_all, scored, written
+from ask_ollama import Answer, Way, ask_all, report, scored, written
 
 from smolcls import Task, build, native, prompt, publish
 from smolcls.backends.llamacpp import LlamaCppClassifier
 from smolcls.bench.machine import machine
-from smolcls.bench.timing import latencies
 from smolcls.data.tables import read_table
 from smolcls.export import modelfile
 from smolcls.task import as_task
 
-SMOLCLS = "smolcls"
 LISTED = 20  # log-probabilities that a completion is asked for
 LONGEST = 32  # tokens that a model may write, where nothing else ends it
 
@@ -124,18 +121,6 @@ def ollama_chat(setting: Setting, host: str) -> Iterator[dict[str, Way]]:
         publish.remove(name, host=host)
 
 
-def report(answers: dict[str, list[Answer]], seconds: dict[str, list[float]], labels: Sequence[str]) -> None:
-    """Print what each way gets right, and its latency as a multiple of smolcls's."""
-    own = statistics.median(seconds[SMOLCLS])
-    width = max(map(len, answers))
-    print(f"{'way':<{width}}   right  p50 (ms)  p95 (ms)  p50 / {SMOLCLS}'s")
-    for name, given in answers.items():
-        right = sum(answer[0] == label for answer, label in zip(given, labels, strict=True)) / len(labels)
-        found = latencies(seconds[name])
-        middle = statistics.median(seconds[name])
-        print(f"{name:<{width}}  {right:>6.1%}  {middle * 1000:>8.1f}  {found['p95_ms']:>8.1f}  {middle / own:>8.2f}")
-
-
 def main() -> None:
     """Ask by every way, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -150,7 +135,7 @@ def main() -> None:
     task = as_task(given.task)
     setting = Setting(task, given.model or build.build(task).model, native.cores())
     with LlamaCppClassifier(setting.model, task=task) as own, contextlib.ExitStack() as stack:
-        ways = {SMOLCLS: scored(own), "llama-cpp-python grammar": grammar(setting)}
+        ways = {"smolcls": scored(own), "llama-cpp-python grammar": grammar(setting)}
         ways["llama-cpp-python logprobs"] = logprobs(setting)
         if given.ollama is not None:
             ways |= stack.enter_context(ollama_chat(setting, given.ollama))

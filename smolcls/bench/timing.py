@@ -32,7 +32,7 @@ def alternate(count: int, ways: Sequence[Callable[[int], object]], in_turn: int)
     return seconds
 
 
-def latencies(seconds: Sequence[float]) -> dict[str, float | None]:
+def latencies(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p95 and p99 in milliseconds, by nearest rank: each is the time of one of the calls."""
     ordered = sorted(seconds)
     return {f"p{q}_ms": ordered[math.ceil(q / 100 * len(ordered)) - 1] * 1000.0 for q in (50, 95, 99)}
