@@ -32,7 +32,7 @@ def summary(report: dict[str, Any]) -> str:
         seen[item["fault"]] = seen.get(item["fault"], 0) + 1
     lines = [
         f"{counts['texts']} texts in {counts['calls ended']} calls; {counts.get('calls refused', 0)} refused, "
-        f"{counts.get('calls made again', 0)} made again because their router was closed",
+        f"{counts.get('calls made again', 0)} made again because they came to a closed router",
         f"server: {report['server']}",
         "faults: " + ", ".join(f"{count} x {name}" for name, count in seen.items()),
         f"texts that a batch turned at even odds: {len(report['turned at even odds'])}",

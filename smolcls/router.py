@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -96,15 +97,24 @@ class ConfidenceRouter(Classifier):
 
         Raises:
             InputError: an item is not a string, or is empty or blank.
-            BackendError: no stage could answer; the message names each with its reason.
+            BackendError: no stage could answer; the message names each with its reason. Or the router was closed
+                before the call.
         """
         calls = [_Call(text) for text in check_texts(texts)]
-        if self._closed:
-            raise BackendError("This router was closed; make a new one.")
-        for position, runner in enumerate(self._runners):
-            waiting = [call for call in calls if call.answer is None]
-            if waiting:
-                _run_stage(runner, waiting, last=position == len(self._runners) - 1)
+        ahead: deque[StageRunner] = deque()
+        try:
+            for runner in self._runners:  # all before the first is asked: a close must not take a later one away
+                if not runner.enter():
+                    raise BackendError("This router was closed; make a new one.")
+                ahead.append(runner)
+            while ahead:
+                waiting = [call for call in calls if call.answer is None]
+                if waiting:
+                    _run_stage(ahead[0], waiting, last=len(ahead) == 1)
+                ahead.popleft().leave()
+        finally:
+            for runner in ahead:
+                runner.leave()
         return [self._finish(call) for call in calls]
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:
@@ -120,8 +130,12 @@ class ConfidenceRouter(Classifier):
         ]
 
     def close(self) -> None:
-        """Close the classifiers that the router made; a call still under way closes its own when it ends."""
-        self._closed = True
+        """Close the classifiers that the router made, without waiting for the calls under way.
+
+        Those end as they would have: each stage is kept, or made yet, until the last call that may ask it is past it.
+        A stage that hangs therefore keeps itself and the later ones; no call that begins afterwards is answered.
+        """
+        super().close()
         with ExitStack() as stack:  # one that fails to close does not keep the others open
             for runner in self._runners:
                 stack.callback(runner.close)

@@ -7,6 +7,7 @@ hold the caller, `close`, or the end of the program. It knows one stage, and not
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,8 @@ from smolcls.prediction import Prediction, StageTrace
 from smolcls.stage import Stage
 from smolcls.task import Task
 
+log = logging.getLogger("smolcls")
+
 _MAX_HANGING = 8  # calls of one stage that may be left behind before further ones are refused
 _LONGEST_PAUSE = 60.0  # seconds between two tries, however often they were doubled
 _SLACK = 1e-6  # a softmax in float32 may say 1.0000001
@@ -48,12 +51,13 @@ class StageRunner:
         self._task = task
         self._thread_name = f"smolcls-{stage.name}"
         self._making = threading.Lock()  # held while the classifier is made, so that it is made once
-        self._lock = threading.Lock()  # guards all below; never held while foreign code runs
+        # Guards all below; never held while foreign code runs. A signal's handler or a finaliser may close from within.
+        self._lock = threading.RLock()
         self._made: Classifier | None = None
         self._load: Background[Classifier] | None = None
         self._hanging: list[Background[list[Prediction]]] = []
         self._busy = 0
-        self._closed = threading.Event()
+        self._closed = False
         if isinstance(stage.classifier, Classifier):
             self._made = self._with_our_labels(stage.classifier)
 
@@ -89,14 +93,33 @@ class StageRunner:
         self.breaker.succeeded()
         return predictions
 
-    def close(self) -> None:
-        """Close the classifier if this runner made it; where calls are still in it, the last one does it.
+    def enter(self) -> bool:
+        """Keep the classifier for a call that will come to it, until the call leaves; False where this was closed."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._busy += 1
+            return True
 
-        It does not wait for them: a backend's own lock would make it wait for one that hangs.
+    def leave(self) -> None:
+        """End what `enter` began; the last one out of a closed runner closes the classifier."""
+        with self._lock:
+            self._busy -= 1
+            last = self._closed and self._busy == 0
+        if last:
+            try:
+                self._free()
+            except Exception as error:  # a stranger's close may raise anything, and must not cost the call its answer
+                log.warning("The stage %s could not be closed: %s: %s", self.stage.name, type(error).__name__, error)
+
+    def close(self) -> None:
+        """Close the classifier if this runner made it; where calls have entered, the last one to leave does it.
+
+        It does not wait for them: one may hang, and a forked process has the count of threads that it does not have.
         """
         with self._lock:
-            idle = not self._closed.is_set() and self._busy == 0
-            self._closed.set()
+            idle = not self._closed and self._busy == 0
+            self._closed = True
         if idle:
             self._free()
 
@@ -190,19 +213,15 @@ class StageRunner:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Marks a thread that is in the classifier or makes it; the last one out of a closed runner closes it."""
+        """Marks a thread that is in the classifier or makes it, on behalf of a call that may have left meanwhile."""
         with self._lock:
-            if self._closed.is_set():
+            if self._closed and self._busy == 0:
                 raise BackendError("was closed; make a new router")
             self._busy += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._busy -= 1
-                last = self._closed.is_set() and self._busy == 0
-            if last:
-                self._free()
+            self.leave()
 
     def _free(self) -> None:
         made, self._made = self._made, None
