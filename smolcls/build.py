@@ -106,8 +106,7 @@ def build(
         MissingExtraError, ModelError, ConfigError: as the message says; nothing half-built is left.
     """
     recipe = _recipe(as_task(task), base, quantisation, progress)
-    key = hashlib.sha256(json.dumps(recipe.inputs).encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{recipe.task.name}-{key}"
+    folder = _folder(recipe)
     # Looked for without the lock first: a finished build may lie where this user cannot write.
     if not force and _is_whole(folder):
         return Built(folder, fresh=False)
@@ -118,6 +117,16 @@ def build(
             f"The model cannot be written to {folder}: {error}. A build takes up to four times the size of the "
             "finished file; set SMOLCLS_CACHE to a folder with room that you may write to."
         ) from error
+
+
+def find(task: Task | str | Path | None = None) -> Built | None:
+    """The embedded default of a task where it is built already, else None.
+
+    Raises:
+        MissingExtraError, ModelError, ConfigError: as `build`.
+    """
+    folder = _folder(_recipe(as_task(task), "bundled", "Q4_K_M", None))
+    return Built(folder, fresh=False) if _is_whole(folder) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +158,11 @@ def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress 
         "quantisation": check_kind(quantisation),
     }
     return _Recipe(task, source, adapter, quantisation, progress or (lambda *_: None), inputs)
+
+
+def _folder(recipe: _Recipe) -> Path:
+    key = hashlib.sha256(json.dumps(recipe.inputs).encode()).hexdigest()[:12]
+    return cache_folder() / f"{recipe.task.name}-{key}"
 
 
 def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:

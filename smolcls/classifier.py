@@ -55,8 +55,8 @@ class Classifier(ABC):
         min_confidence: below this confidence the label is None (abstention); 0 never abstains.
 
     Subclasses set `name` (their registry name) and implement `score_batch`; one with a model file implements
-    `model_fingerprint` and calls `_settle_calibration` as well. One instance may be called from several threads; a
-    subclass whose library cannot bear that holds a lock.
+    `model_fingerprint` and `locate` and calls `_settle_calibration` as well. One instance may be called from several
+    threads; a subclass whose library cannot bear that holds a lock.
     """
 
     name: ClassVar[str] = "classifier"
@@ -88,6 +88,14 @@ class Classifier(ABC):
             options: keyword arguments of the constructor.
         """
         return cls(**options) if argument is None else cls(argument, **options)  # type: ignore[call-arg]
+
+    @classmethod
+    def locate(cls, argument: str | None, **options: Any) -> Path | None:
+        """The file or folder of the model that `from_spec` would load, without loading or building it, or a network.
+
+        None where there is none to look at, as where the model is a server's; errors are those of the constructor.
+        """
+        return None
 
     @classmethod
     def why_unavailable(cls) -> str | None:

@@ -3,14 +3,12 @@
     >>> classify_file("big.jsonl", "answers.jsonl", functools.partial(smolcls.load, "linear"), existing="resume")
 
 One answer line stands for each line of the input that is not blank, in the same order, written 64 at a time. So the
-number of whole lines says where to go on. Beside the answers lies NAME.job.json, which says what they belong to:
-the input, the task and the classifier by their fingerprints. How a line is read and answered is settled elsewhere.
+number of whole lines says where to go on. Beside the answers lies NAME.job.json, which says what they belong to.
+How a line is read and answered, and how answers are known again, is settled elsewhere.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -21,16 +19,13 @@ from typing import IO, Any, Literal, get_args
 
 from smolcls.classifier import Classifier
 from smolcls.errors import ConfigError, InputError
-from smolcls.files import read_json, sha256, write_text
 from smolcls.lines import Line, answer_line, batches, no_text, read_lines
-from smolcls.router import ConfidenceRouter
+from smolcls.owner import AGAIN, Owner
 from smolcls.settings import default_router
 from smolcls.task import check_count
 from smolcls.workers import Crew
 
 Existing = Literal["error", "resume", "force"]
-
-_AGAIN = "Give --force to begin anew, or another --out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +68,14 @@ def classify_file(
 
     Raises:
         ConfigError: another word for `existing`, fewer than one process, or a `make` that cannot be sent to several.
-        InputError: a file cannot be used; `out` is there, or belongs to another input, task or classifier.
+        InputError: a file cannot be used; `out` is there, or belongs to another input, task, classifier or model.
         SmolclsError: the classifier cannot be used at all, or a process died. What is written is whole.
     """
     source, out = Path(source), Path(out)
     check_count(processes, "processes", least=1)
     _check_files(source, out, existing)
     with make() as classifier, source.open("rb") as stream:
-        owner = _owner(source, classifier)
+        owner = Owner(source, classifier)
         lines, size = read_lines(stream), source.stat().st_size
         going_on = existing == "resume" and out.exists() and out.stat().st_size > 0
         state = _resume(out, owner, lines, size) if going_on else Progress(0, 0, 0, size)
@@ -118,57 +113,25 @@ def _check_files(source: Path, out: Path, existing: Existing) -> None:
             )
 
 
-def _owner(source: Path, classifier: Classifier) -> dict[str, str]:
-    """What answers belong to, as it is kept beside them."""
-    made_by = json.dumps(_description(classifier), default=_plain)
-    return {
-        "input": sha256(source),
-        "task": classifier.task.fingerprint,
-        "classifier": hashlib.sha256(made_by.encode()).hexdigest(),
-    }
-
-
-def _description(classifier: Classifier) -> dict[str, Any]:
-    """What tells a classifier from others: of a chain its settings, without loading models, of a backend its model."""
-    found: dict[str, Any] = {"name": classifier.name, "min_confidence": classifier.min_confidence}
-    if not isinstance(classifier, ConfidenceRouter):
-        return {**found, "model": classifier.model_fingerprint(), "calibration": classifier.calibration}
-    stages = []
-    for stage in classifier.stages:
-        values = {field.name: getattr(stage, field.name) for field in dataclasses.fields(stage)}
-        if isinstance(stage.classifier, Classifier):
-            values["classifier"] = _description(stage.classifier)
-        stages.append(values)
-    return {**found, "stages": stages}
-
-
-def _plain(value: object) -> object:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
-
-
-def _beside(out: Path) -> Path:
-    return out.with_name(f"{out.name}.job.json")
-
-
-def _resume(out: Path, owner: dict[str, str], lines: Iterator[Line], size: int) -> Progress:
+def _resume(out: Path, owner: Owner, lines: Iterator[Line], size: int) -> Progress:
     """Cut a half-written last answer off, and read the input up to the line that comes next.
 
     Raises:
-        InputError: the answers do not belong to the input, task and classifier.
+        InputError: the answers do not belong to the input, task, classifier and models.
     """
-    _check_owner(out, owner)
+    owner.check(out)
     rows, errors, last = _count(out)
     done, reached = 0, None
     for reached in itertools.islice(lines, rows):  # noqa: B007 - the last one is wanted
         done += 1
     if done < rows:
-        raise InputError(f"{out} holds {rows} answers, but the input only {done} lines. {_AGAIN}")
+        raise InputError(f"{out} holds {rows} answers, but the input only {done} lines. {AGAIN}")
     if reached is None:
         return Progress(0, 0, 0, size)
     if _read(out, rows, last).get("text") != reached.row.get("text"):
         raise InputError(
             f"Line {rows} of {out} answers another text than line {reached.number} of the input: answers were added, "
-            f"removed or moved. {_AGAIN}"
+            f"removed or moved. {AGAIN}"
         )
     return Progress(rows, errors, reached.end, size)
 
@@ -191,28 +154,13 @@ def _count(out: Path) -> tuple[int, int, bytes]:
     return rows, errors, last
 
 
-def _check_owner(out: Path, owner: dict[str, str]) -> None:
-    try:
-        found = read_json(_beside(out))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{_beside(out)}, which says what {out} belongs to, cannot be read: {error}. {_AGAIN}"
-        ) from error
-    for key, value in owner.items():
-        if found.get(key) != value:
-            raise InputError(
-                f"{out} cannot be gone on with: its answers are of another {key}, or that has changed since. "
-                f"Name the one it was begun with. {_AGAIN}"
-            )
-
-
 def _read(out: Path, number: int, answer: bytes) -> dict[str, Any]:
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InputError(f"Line {number} of {out} is no answer of smolcls. {_AGAIN}")
+        raise InputError(f"Line {number} of {out} is no answer of smolcls. {AGAIN}")
     return found
 
 
@@ -223,7 +171,7 @@ class _Writer:
         owner: what a new file belongs to; None goes on with the one that is there.
     """
 
-    def __init__(self, out: Path, owner: dict[str, str] | None) -> None:
+    def __init__(self, out: Path, owner: Owner | None) -> None:
         self._out = out
         self._owner = owner
         self._stream: IO[bytes] | None = None
@@ -258,5 +206,5 @@ class _Writer:
             return self._out.open("ab", buffering=0)  # unbuffered: a kill leaves what was written
         self._out.parent.mkdir(parents=True, exist_ok=True)
         stream = self._out.open("wb", buffering=0)
-        write_text(_beside(self._out), json.dumps(self._owner, indent=2) + "\n")  # later: old answers are gone now
+        self._owner.write(self._out)  # later: old answers are gone now
         return stream

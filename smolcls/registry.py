@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from smolcls.classifier import Classifier
@@ -48,6 +49,16 @@ def load(spec: str, **options: Any) -> Classifier:
             f"The backend {name!r} cannot be made from {spec!r} with these options ({error}). "
             f"It takes: {', '.join(_options(backend)) or 'none'}."
         ) from error
+
+
+def locate(spec: str, **options: Any) -> Path | None:
+    """The file or folder of the model that `load` would load; None where there is none to look at.
+
+    Raises:
+        SmolclsError: as `load`, as far as it can be told without loading.
+    """
+    name, colon, argument = spec.partition(":")
+    return find(name).locate(argument if colon else None, **options)
 
 
 def find(name: str) -> type[Classifier]:

@@ -16,7 +16,7 @@ import pytest
 from contract import load_tiny, write_tiny_folder, write_tiny_gguf
 from tiny import BUNDLED, HAS_LLAMA_CPP, fitted, weights, write_adapter
 
-from smolcls import ConfigError, MissingExtraError, ModelError, Task, build
+from smolcls import ConfigError, MissingExtraError, ModelError, Task, build, registry
 from smolcls.files import sha256
 from smolcls.scan import scan
 
@@ -60,6 +60,17 @@ def test_a_build_is_made_once_and_found_after_that(tiny: Path, cache: Path) -> N
     second = build.build(TASK, base=str(tiny))
     assert (second.folder, second.fresh) == (first.folder, False)
     assert first.model.stat().st_mtime_ns == written
+
+
+def test_the_default_is_looked_for_without_building_it(as_bundled: Path, cache: Path) -> None:
+    assert build.find(TASK) is None
+    assert registry.locate("llamacpp", task=TASK) is None
+    assert not cache.exists()
+    made = build.build(TASK)
+    found = build.find(TASK)
+    assert found is not None
+    assert (found.folder, found.fresh) == (made.folder, False)
+    assert registry.locate("llamacpp", task=TASK) == made.model
 
 
 def test_force_builds_anew(tiny: Path) -> None:

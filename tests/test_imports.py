@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("measured",),
     ("chain",),
     ("router",),
-    ("settings",),
+    ("settings", "owner"),
     ("data", "evaluation", "report", "bench", "train", "publish", "jobs"),
     ("estimator",),
     ("cli",),

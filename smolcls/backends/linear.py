@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smolcls import prompt
 from smolcls.backends import _linear_file
@@ -18,7 +18,7 @@ from smolcls.calibration import Calibration, log_softmax, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, ModelError
 from smolcls.files import user_path
-from smolcls.task import SHIPPED_TASKS, Task
+from smolcls.task import SHIPPED_TASKS, Task, as_task
 
 FILE = "model.safetensors"
 
@@ -51,7 +51,7 @@ class LinearClassifier(Classifier):
         min_confidence: float = 0.0,
     ) -> None:
         super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
-        self.model_path = _shipped(self.task) if model is None else _find(model)
+        self.model_path = _file(model, self.task)
         self._model = _linear_file.load(self.model_path)
         names = self._model.labels
         if sorted(names) != sorted(self.task.names):
@@ -65,6 +65,11 @@ class LinearClassifier(Classifier):
             # No fingerprint to compare: it was fitted on these weights, and no instruction is read here.
             self.calibration = self._model.calibration
 
+    @classmethod
+    def locate(cls, argument: str | None, **options: Any) -> Path:
+        """The model's file."""
+        return _file(options.get("model") if argument is None else argument, as_task(options.get("task")))
+
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:
         """Score texts one by one."""
         return [self._score(text) for text in texts]
@@ -77,6 +82,10 @@ class LinearClassifier(Classifier):
         rendered = prompt.render(self.task, text)
         logits = self._model.logits(rendered.text)
         return Scores(tuple(log_softmax([logits[column] for column in self._columns])), rendered.truncated)
+
+
+def _file(model: str | Path | None, task: Task) -> Path:
+    return _shipped(task) if model is None else _find(model)
 
 
 def shipped_model(task: Task) -> Path | None:

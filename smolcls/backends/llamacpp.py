@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import smolcls.build as builder
 from smolcls import native, prompt
@@ -64,6 +64,15 @@ class LlamaCppClassifier(Classifier):
         self._settle_calibration(beside, built=self._embedded)
         self._threads = native.cores() if threads is None else threads
         self._engine = Engine(self.model_path, self.task, self._threads)
+
+    @classmethod
+    def locate(cls, argument: str | None, **options: Any) -> Path | None:
+        """The GGUF file; of the embedded default the built one, None where it is not built yet."""
+        model = options.get("model") if argument is None else argument
+        if model is not None:
+            return user_path(model)
+        built = builder.find(options.get("task"))
+        return None if built is None else built.model
 
     @classmethod
     def why_unavailable(cls) -> str | None:

@@ -30,14 +30,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from smolcls import prompt
 from smolcls.backends._rules_file import Rule, read_rules, with_counts
 from smolcls.calibration import Calibration, model_fingerprint
 from smolcls.classifier import Classifier, Scores
 from smolcls.errors import ConfigError, InputError
-from smolcls.task import Task
+from smolcls.task import Task, as_task
 
 __all__ = ["Rule", "RulesClassifier", "read_rules", "with_counts"]
 
@@ -71,7 +71,7 @@ class RulesClassifier(Classifier):
         min_confidence: float = 0.0,
     ) -> None:
         super().__init__(task=task, calibration=calibration, min_confidence=min_confidence)
-        path = self.task.rules if rules is None else Path(rules).expanduser()
+        path = _file(rules, self.task)
         if path is None:
             raise ConfigError(
                 f"The task {self.task.name!r} has no rules file. Write one, a TOML file of [[rule]] tables, each with "
@@ -84,6 +84,11 @@ class RulesClassifier(Classifier):
         self._scores = {
             rule.name: Scores(_log_probabilities(rule, self.task.names), rule=rule.name) for rule in self.rules
         }
+
+    @classmethod
+    def locate(cls, argument: str | None, **options: Any) -> Path | None:
+        """The rules file; None where the task has none."""
+        return _file(options.get("rules") if argument is None else argument, as_task(options.get("task")))
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:
         """Score texts by the first rule that decides each."""
@@ -133,6 +138,10 @@ class RulesClassifier(Classifier):
             if rule.find(text) is not None and (rule.unless is None or rule.unless(text) is None):
                 return rule
         return self.rules[-1]
+
+
+def _file(rules: str | Path | None, task: Task) -> Path | None:
+    return task.rules if rules is None else Path(rules).expanduser()
 
 
 def _log_probabilities(rule: Rule, labels: tuple[str, ...]) -> tuple[float, ...]:

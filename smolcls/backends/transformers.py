@@ -81,6 +81,12 @@ class TransformersClassifier(Classifier):
         self._engine = _Engine(model, self.task, device, dtype)
 
     @classmethod
+    def locate(cls, argument: str | None, **options: Any) -> Path | None:
+        """The model's folder or GGUF file; None for a Hub id."""
+        model = options.get("model") if argument is None else argument
+        return None if model is None or not os.path.exists(user_path(model)) else user_path(model)
+
+    @classmethod
     def why_unavailable(cls) -> str | None:
         """None where torch and transformers are installed; neither is imported to find out."""
         for package in ("torch", "transformers"):
