@@ -260,7 +260,7 @@ def test_the_shipped_adapter_goes_with_the_bundled_base(
     assert names(built.folder) == sorted([*FILES, "calibration.json"])
     with load_tiny(built.model) as classifier:
         assert classifier.classify("hi").calibrated
-    # The temperature was fitted on Q4_K_M; it says nothing of another quantisation.
+    # The temperature was fitted on Q8_0; it says nothing of another quantisation.
     whole = build.build(task, quantisation="F16")
     assert names(whole.folder) == FILES
     plain = build.build(task, base=as_bundled, quantisation="F16")
@@ -328,8 +328,8 @@ def test_the_embedded_default_is_built_from_the_real_base() -> None:
     built = build.build()
     header = scan(built.model)
     assert header.tensors == 272
-    assert header.metadata["general.file_type"] == 15  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M
+    assert header.metadata["general.file_type"] == 7  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q8_0
     assert header.metadata["tokenizer.ggml.pre"] == "smollm"
-    assert 95e6 < built.model.stat().st_size < 115e6
+    assert 135e6 < built.model.stat().st_size < 155e6
     expected = FILES if build.shipped_adapter(Task.load("three-type")) is None else sorted([*FILES, "calibration.json"])
     assert names(built.folder) == expected

@@ -126,7 +126,7 @@ def test_a_shipped_adapter_is_built_on_the_layers_that_it_names(
     built = build.build(task)
     header = scan(built.model)
     assert (header.metadata["llama.block_count"], header.tensors) == (3, 2 + 3 * 9)
-    assert header.metadata["general.file_type"] == 15  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_K_M
+    assert header.metadata["general.file_type"] == 7  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q8_0
     assert (built.folder / "calibration.json").is_file()
     # Other layers are another model; and layers that the base has not are no model.
     edit_json(adapter / "adapter_config.json", layer_replication=[[0, 3], [4, 4]])

@@ -17,9 +17,12 @@ from smolcls.task import DEFAULT_TASK, Task
     "--base", default="bundled", show_default=True, metavar="BASE",
     help="The base: bundled, a GGUF file, a Hugging Face folder, or a Hub id.",
 )  # fmt: skip
-@click.option("--quantisation", default="Q4_K_M", show_default=True, help="F16, Q4_K_M, Q4_0, Q5_K_M, Q6_K or Q8_0.")
+@click.option(
+    "--quantisation",
+    help="F16, Q4_K_M, Q4_0, IQ4_NL, Q5_K_M, Q6_K or Q8_0. [default: Q8_0 of the bundled base, else Q4_K_M]",
+)
 @click.option("--force", is_flag=True, help="Build even where a build is there.")
-def command(task_name: str, base: str, quantisation: str, force: bool) -> None:
+def command(task_name: str, base: str, quantisation: str | None, force: bool) -> None:
     """Build the model of a TASK (three-type, or a TOML file) with its Modelfile, in the user's cache.
 
     The first `smolcls classify` does this by itself for the embedded default. Nothing is downloaded

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from smolcls.build import default_quantisation
 from smolcls.errors import ConfigError
 from smolcls.export.layers import read_ranges
 
@@ -28,9 +29,9 @@ _GPU: Mapping[str, Any] = {
     "accumulation": 8,
     "warmup": 100,
     "max_norm": 1.0,
-    # Peak memory with 135M in float32: 3.4 GB at 640, 5.3 GB at 1280. glibc's allocator keeps much of it: with
-    # MALLOC_ARENA_MAX=2, MALLOC_MMAP_THRESHOLD_=131072 and MALLOC_TRIM_THRESHOLD_=131072 set before Python starts
-    # it is 3.3 GB at 1280.
+    # Peak memory with 135M in float32: 3.4 GB at 640, 5.3 GB at 1280. glibc's allocator keeps much of it, 13 GB in 30
+    # steps on one machine. MALLOC_ARENA_MAX=2, MALLOC_MMAP_THRESHOLD_=131072 and MALLOC_TRIM_THRESHOLD_=131072, set
+    # before Python starts, bound it, at up to twice the time; tcmalloc by LD_PRELOAD bounds it (4.4 GB) at no cost.
     "pass_tokens": 640,
     "checkpointing": False,
     "patience": 3,
@@ -85,7 +86,7 @@ class TrainConfig:
         hours: a run that will take longer than this is warned of.
         seed: of the initialisation, the order of rows, dropout and the split.
         tensorboard: write TensorBoard's files into the run's folder.
-        quantisation: of the finished model file.
+        quantisation: of the finished model file; by default Q8_0 for the bundled base, Q4_K_M for others.
     """
 
     data: str | Path = "shipped"
@@ -116,7 +117,7 @@ class TrainConfig:
     hours: float = 4.0
     seed: int = 7
     tensorboard: bool = False
-    quantisation: str = "Q4_K_M"
+    quantisation: str = AUTO
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -186,7 +187,8 @@ _WHOLE = {
 
 def settle(config: TrainConfig, engine: str) -> TrainConfig:
     """The configuration with the engine named and no setting at `AUTO`: a preset goes before an engine's default."""
-    chosen = {**DEFAULTS[engine], **(PRESETS[config.preset] if config.preset is not None else {})}
+    own = {} if engine == LINEAR else {"quantisation": default_quantisation(config.base)}
+    chosen = {**own, **DEFAULTS[engine], **(PRESETS[config.preset] if config.preset is not None else {})}
     open_ones = {name: value for name, value in chosen.items() if getattr(config, name) is AUTO}
     return replace(config, engine=engine, **open_ones)
 

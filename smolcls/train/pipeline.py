@@ -155,10 +155,10 @@ def _started(config: TrainConfig, task: Task) -> Run:
     if config.engine == LINEAR:
         settled = settle(config, LINEAR)
     else:
-        check_kind(config.quantisation)
         modelfile.render(task, "model.gguf")
         base = base_path(config.base)
         settled = engine.with_precision(settle(config, engine.choose(config.engine, base)))
+        check_kind(settled.quantisation)
         check_exportable(base, config.keep_layers)
     parts = rows.gather(config, task)
     run = Run(config.out)

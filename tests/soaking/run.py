@@ -96,7 +96,7 @@ def _own_cache(stack: ExitStack, folder: Path) -> None:
 
 def _recipe(chain: str, work: Path) -> dict[str, Any]:
     if chain == "embedded":
-        return {"base": "bundled", "quantisation": "Q4_K_M"}
+        return {"base": "bundled", "quantisation": "Q8_0"}
     return {"base": str(write_tiny_folder(work / "tiny")), "quantisation": "F16"}
 
 
