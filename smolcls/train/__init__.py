@@ -1,4 +1,4 @@
-"""From labelled rows to a fine-tuned model in Q4_K_M, with its calibration, metrics and Modelfile.
+"""From labelled rows to a fine-tuned, quantised model, with its calibration, metrics and Modelfile.
 
     from smolcls.train import TrainConfig, train
 
