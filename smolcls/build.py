@@ -115,7 +115,7 @@ def build(
     Raises:
         MissingExtraError, ModelError, ConfigError: as the message says; nothing half-built is left.
     """
-    recipe = _recipe(as_task(task), base, quantisation or default_quantisation(base), progress)
+    recipe = _recipe(as_task(task), base, quantisation, progress)
     folder = _folder(recipe)
     # Looked for without the lock first: a finished build may lie where this user cannot write.
     if not force and _is_whole(folder):
@@ -135,7 +135,7 @@ def find(task: Task | str | Path | None = None) -> Built | None:
     Raises:
         MissingExtraError, ModelError, ConfigError: as `build`.
     """
-    folder = _folder(_recipe(as_task(task), "bundled", BUNDLED_QUANTISATION, None))
+    folder = _folder(_recipe(as_task(task), "bundled", None, None))
     return Built(folder, fresh=False) if _is_whole(folder) else None
 
 
@@ -151,12 +151,13 @@ class _Recipe:
     inputs: dict[str, Any]
 
 
-def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress | None) -> _Recipe:
+def _recipe(task: Task, base: str | Path, quantisation: str | None, progress: Progress | None) -> _Recipe:
     from smolcls.export import modelfile
     from smolcls.export.quantize import check_kind
 
     modelfile.render(task, MODEL)  # a task that no Modelfile can hold is refused before the work
     source = base_path(base)
+    quantisation = default_quantisation(base) if quantisation is None else check_kind(quantisation)
     # A shipped adapter belongs to the bundled base alone.
     adapter = shipped_adapter(task) if base == "bundled" else None
     inputs = {
@@ -165,7 +166,7 @@ def _recipe(task: Task, base: str | Path, quantisation: str, progress: Progress 
         # The bundled file is verified when it is read, not at every start: hashing it takes longer than loading it.
         "base": BUNDLED_SHA256 if base == "bundled" else _fingerprint(source),
         "adapter": None if adapter is None else _fingerprint(adapter),
-        "quantisation": check_kind(quantisation),
+        "quantisation": quantisation,
     }
     return _Recipe(task, source, adapter, quantisation, progress or (lambda *_: None), inputs)
 
