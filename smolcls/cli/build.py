@@ -8,7 +8,14 @@ import click
 
 from smolcls import build as builder
 from smolcls.cli.progress import StepBars
+from smolcls.export.quantize import KINDS
 from smolcls.task import DEFAULT_TASK, Task
+
+quantisation_option = click.option(
+    "--quantisation", metavar="KIND",
+    help=f"F16, {', '.join(KINDS)}. [default: {builder.BUNDLED_QUANTISATION} of the bundled base, "
+    f"else {builder.QUANTISATION}]",
+)  # fmt: skip
 
 
 @click.command("build")
@@ -17,10 +24,7 @@ from smolcls.task import DEFAULT_TASK, Task
     "--base", default="bundled", show_default=True, metavar="BASE",
     help="The base: bundled, a GGUF file, a Hugging Face folder, or a Hub id.",
 )  # fmt: skip
-@click.option(
-    "--quantisation",
-    help="F16, Q4_K_M, Q4_0, IQ4_NL, Q5_K_M, Q6_K or Q8_0. [default: Q8_0 of the bundled base, else Q4_K_M]",
-)
+@quantisation_option
 @click.option("--force", is_flag=True, help="Build even where a build is there.")
 def command(task_name: str, base: str, quantisation: str | None, force: bool) -> None:
     """Build the model of a TASK (three-type, or a TOML file) with its Modelfile, in the user's cache.

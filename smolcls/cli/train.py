@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from smolcls import publish
+from smolcls.cli.build import quantisation_option
 from smolcls.cli.terminal import Terminal
 from smolcls.errors import ConfigError
 from smolcls.task import DEFAULT_TASK
@@ -78,10 +79,7 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )  # fmt: skip
 @click.option("--four-bit/--no-four-bit", default=True, help="On CUDA, keep the base in 4 bit. [default: on]")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files below OUT/checkpoints.")
-@click.option(
-    "--quantisation",
-    help="F16, Q4_K_M, Q4_0, IQ4_NL, Q5_K_M, Q6_K or Q8_0. [default: Q8_0 of the bundled base, else Q4_K_M]",
-)
+@quantisation_option
 @click.option("--create", "name", metavar="NAME", help="Hand the model to the Ollama server under this name.")
 def command(task_name: str | None, resume: bool, name: str | None, **settings: Any) -> None:
     """Train a model on labelled rows, and export it: GGUF, Modelfile, calibration, metrics, model card.
