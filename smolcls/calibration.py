@@ -21,7 +21,7 @@ from smolcls.files import read_json, sha256, write_text
 
 MIN_ROWS = 30
 FORMAT = "smolcls-calibration-1"
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".gguf"}
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".gguf", ".onnx"}
 
 
 @dataclass(frozen=True, slots=True)

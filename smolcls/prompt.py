@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from smolcls.errors import InputError
 from smolcls.task import Task
 
-END_OF_TURN = "<|im_end|>"
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
 ELLIPSIS = " […] "
 
 # Control tokens that no pattern catches: SmolLM2's (its vocabulary's first seventeen), and those of other
@@ -59,12 +59,12 @@ class Prompt:
 
 def prefix(task: Task) -> str:
     """The frame before the text: system message and the opening of the user's turn."""
-    return f"<|im_start|>system\n{system_message(task)}{END_OF_TURN}\n<|im_start|>user\n"
+    return f"{START_OF_TURN}system\n{system_message(task)}{END_OF_TURN}\n{START_OF_TURN}user\n"
 
 
 def suffix() -> str:
     """The frame after the text: end of the user's turn and the opening of the answer."""
-    return f"{END_OF_TURN}\n<|im_start|>assistant\n"
+    return f"{END_OF_TURN}\n{START_OF_TURN}assistant\n"
 
 
 def system_message(task: Task) -> str:

@@ -23,6 +23,7 @@ Paths in `use` and `options` are the backend's own: relative ones start at the w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -42,6 +43,8 @@ from smolcls.task import DEFAULT_TASK, SHIPPED_TASKS, Task, as_task, check_keys
 FILE_NAME = "smolcls.toml"
 VARIABLE = "SMOLCLS_CHAIN"
 DEFAULT = "default"
+#: The backends that have an embedded model, the faster one first → the format that they need it in.
+EMBEDDED = {"onnx": "onnx", "llamacpp": "gguf"}
 #: Where n-grams answer without the model: from here up the chain lost no accuracy on rows that neither was trained on.
 SURE = 0.95
 
@@ -108,22 +111,28 @@ def default_stages(task: Task | None = None) -> list[Stage]:
 
     wanted = as_task(task)
     n_grams = shipped_model(wanted) is not None
-    try:
-        # A base that was not fine-tuned for the task answers at random, and is sure of it.
-        model = shipped_adapter(wanted) is not None and registry.find("llamacpp").why_unavailable() is None
-    except SmolclsError:
-        model = False
+    # A base that was not fine-tuned for the task answers at random, and is sure of it.
+    model = None if shipped_adapter(wanted) is None else embedded()
     stages = []
-    if "command" in wanted.names and (n_grams or model):
+    if "command" in wanted.names and (n_grams or model is not None):
         stages.append(Stage("rules", accept={"command": 0.99}))
-    if model:
+    if model is not None:
         if n_grams:
             stages.append(Stage("linear", threshold=SURE))
         # Below one half the model is undecided between labels, and what stands below it may know more.
-        stages.append(Stage("llamacpp", threshold=0.5))
+        stages.append(Stage(model, threshold=0.5))
     if n_grams:
         stages.append(Stage("linear"))
     return [*stages, Stage("rules")]
+
+
+def embedded() -> str | None:
+    """The backend that runs the embedded model here: the first one of `EMBEDDED` that is installed, or None."""
+    for name in EMBEDDED:
+        with contextlib.suppress(SmolclsError):
+            if registry.find(name).why_unavailable() is None:
+                return name
+    return None
 
 
 def load_router(path: str | Path, task: Task | None = None) -> ConfidenceRouter:

@@ -17,8 +17,6 @@ from smolcls.errors import SmolclsError
 from smolcls.router import ConfidenceRouter
 from smolcls.task import Task
 
-_EMBEDDED = "llamacpp"  # the specification of the embedded default, which its first use builds
-
 task_option = click.option(
     "--task", "task_name", metavar="NAME|FILE", help="The task: three-type, or a TOML file. [default: three-type]"
 )
@@ -98,7 +96,8 @@ def make_classifier(backend: str | None, chain: str | None, task: Task | None) -
 
 
 def _embedded_stages(router: ConfidenceRouter) -> Iterable[str]:
-    return (stage.classifier for stage in router.stages if stage.classifier == _EMBEDDED and not stage.options)
+    specifications = (stage.classifier for stage in router.stages if not stage.options)
+    return (item for item in specifications if isinstance(item, str))
 
 
 def _build_first(specifications: Iterable[str], task: Task | None) -> None:
@@ -106,10 +105,12 @@ def _build_first(specifications: Iterable[str], task: Task | None) -> None:
 
     It would be built anyway when it is first asked, in silence; a failure is reported then.
     """
-    if not sys.stderr.isatty() or _EMBEDDED not in specifications:
+    wanted = [name for name in specifications if name in settings.EMBEDDED]
+    if not sys.stderr.isatty() or not wanted:
         return
     from smolcls import build
     from smolcls.cli.progress import StepBars
 
     with StepBars() as bars, contextlib.suppress(SmolclsError):
-        build.build(task, progress=bars.update)
+        for name in wanted:
+            build.build(task, format=settings.EMBEDDED[name], progress=bars.update)

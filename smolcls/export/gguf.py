@@ -58,6 +58,24 @@ class GgufSource:
             shape = tuple(int(size) for size in reversed(tensor.shape))
             yield Tensor(tensor.name, shape, lambda tensor=tensor, shape=shape: self._read(tensor, shape))  # type: ignore[misc]
 
+    def value(self, key: str) -> Any:
+        """What the metadata says under a key, or None."""
+        field = self._reader.fields.get(key)
+        with _readable(self._path):
+            return None if field is None else field.contents()
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number above 0 of the metadata.
+
+        Raises:
+            ModelError: it is something else, or not there and has no default.
+        """
+        found = self.value(key)
+        found = default if found is None else found
+        if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 < found < 1 << 31:
+            raise ModelError(f"{self._path}: {key} must be a number above 0; found {found!r}.")
+        return float(found)
+
     def write_metadata(self, writer: Any, layers: int | None = None) -> None:
         """Copy everything but what describes the file itself."""
         # The writer sets the architecture and aligns by its own default; the file's types are no longer these.

@@ -20,6 +20,8 @@ KINDS = {
     "Q6_K": "LLAMA_FTYPE_MOSTLY_Q6_K",
     "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
 }
+#: What an ONNX file is in; llama.cpp has no such kind.
+INT8 = "INT8"
 
 
 def check_kind(kind: str) -> str:

@@ -1,0 +1,194 @@
+"""The ONNX Runtime side of the onnx backend: a session, and label logits for rendered prompts.
+
+The prompt's prefix goes through the graph once; its keys and values are given to every call. A text is one pass,
+however many labels there are: behind it stand the tokens of all label branches, each of which sees the text and the
+tokens that lead to it, and no other branch. A batch is a pass a text, for these passes use the processor fully and
+joined ones are no faster.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smolcls import native, prompt
+from smolcls.classifier import Scores
+from smolcls.errors import BackendError, ModelError, SmolclsError, require
+from smolcls.export import onnx
+from smolcls.scoring import LabelTrie
+from smolcls.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_EXTRA, _PURPOSE = "onnx", "Running an ONNX model"
+_ERRORS_ONLY = 3  # ONNX Runtime's severity from which it prints
+_HIDDEN = -1e9  # added to the attention that a token must not pay
+
+forks = native.ForkGuard("ONNX Runtime")
+
+
+class Engine:
+    """One session for one task.
+
+    Attributes:
+        description: the model's family, size and quantisation.
+
+    Raises:
+        MissingExtraError: onnxruntime, tokenizers or numpy is not installed.
+        ModelError: the file is missing or damaged, was not made by smolcls, or cannot be used for the task.
+        BackendError: this process was forked from one that has computed with ONNX Runtime.
+    """
+
+    def __init__(self, path: Path, task: Task, threads: int) -> None:
+        self._np = require("numpy", extra=_EXTRA, purpose=_PURPOSE)
+        self._runtime = require("onnxruntime", extra=_EXTRA, purpose=_PURPOSE)
+        self._lock = threading.Lock()
+        forks.computing_here()
+        self._session: Any = self._open(path, threads)
+        self._past: dict[str, Any] = {}
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        missing = [key for key in onnx.KEYS if key not in metadata]
+        if missing or metadata["format"] != onnx.FORMAT:
+            raise ModelError(
+                f"{path} is no model of smolcls: expected the format {onnx.FORMAT}; found "
+                f"{metadata.get('format')!r}. Build one with: smolcls build --format onnx"
+            )
+        try:
+            self._prepare(metadata, task)
+        except SmolclsError:
+            raise
+        except Exception as error:  # what a damaged file makes of tokenizer, shapes or numbers is not told apart
+            raise ModelError(f"{path} is damaged: {error}. Build it again.") from error
+
+    def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
+        """Scores for rendered prompts, in order. Other threads come in between texts."""
+        forks.computing_here()
+        return [Scores(self._trie.combine(self._logits(self.tail(item))), item.truncated) for item in prompts]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text in which no special token is parsed."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def tail(self, rendered: prompt.Prompt) -> list[int]:
+        """Token ids of what follows the prefix."""
+        return self.tokenize(rendered.text) + self._suffix
+
+    def evaluated(self, rendered: prompt.Prompt) -> list[int]:
+        """Token ids of all that is computed for a prompt behind its prefix."""
+        return self.tail(rendered) + self._tree
+
+    def close(self) -> None:
+        """Free the model. Calling it twice does no harm."""
+        with self._lock:
+            self._session = None
+            self._past.clear()
+
+    def _open(self, path: Path, threads: int) -> Any:
+        if not path.is_file():
+            raise ModelError(f"There is no model file {path}. Expected an ONNX file that smolcls has built.")
+        self._runtime.disable_telemetry_events()
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            return self._runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class, and their texts come from within
+            raise ModelError(f"ONNX Runtime cannot load {path}: {_line(error)}. Build it again.") from error
+
+    def _prepare(self, metadata: dict[str, str], task: Task) -> None:
+        np = self._np
+        self.description = metadata["description"]
+        tokenizers = require("tokenizers", extra=_EXTRA, purpose=_PURPOSE)
+        # from_buffer raises a ValueError for damaged content; from_str a bare Exception.
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(metadata["tokenizer"].encode())
+        first, *frame = self.tokenize(prompt.prefix(task))
+        self._suffix, ends = map(self.tokenize, (prompt.suffix(), prompt.END_OF_TURN))
+        if first != int(metadata["first_token"]) or len(ends) != 1:
+            raise ModelError("The model's vocabulary lacks ChatML's tokens; smolcls needs a model such as SmolLM2.")
+        # From here on the spelling of a special token is read as the characters it is made of.
+        self._tokenizer.encode_special_tokens = True
+        self._trie = LabelTrie([self.tokenize(name) for name in task.names], ends[0])
+        self._candidates = sorted({token for branch in self._trie.branches for token in branch.tokens})
+        self._columns = [[self._candidates.index(token) for token in branch.tokens] for branch in self._trie.branches]
+        self._plant_tree()
+        room = 1 + len(frame) + task.max_text_bytes + len(self._suffix) + len(self._tree)
+        if room > int(metadata["context"]):
+            raise ModelError(
+                f"The prompt with its labels may take {room} tokens; the model was trained for {metadata['context']}. "
+                "Lower the task's max_text_bytes, or shorten the labels."
+            )
+        [shape] = [item.shape for item in self._session.get_inputs() if item.name == "past.0.key"]
+        values = np.frombuffer(base64.b64decode(metadata["first_past"]), np.float32)
+        values = values.reshape(-1, 1, shape[1], 1, shape[3])
+        names = list(onnx.past_names(len(values) // 2))
+        self._past = dict(zip(names, map(self._value, values), strict=True))
+        self._start = 1
+        _, *past = self._run(frame, [*range(1, 1 + len(frame))], None, [0], [onnx.present(name) for name in names])
+        self._past = dict(zip(names, past, strict=True))
+        self._start = 1 + len(frame)
+
+    def _plant_tree(self) -> None:
+        """The tokens that lead to the branches, each once, and which of them see each other."""
+        np = self._np
+        paths: dict[tuple[int, ...], int] = {}
+        for branch in self._trie.branches:
+            for end in range(1, len(branch.path) + 1):
+                paths.setdefault(branch.path[:end], len(paths))
+        self._tree = [path[-1] for path in paths]
+        self._depths = [len(path) for path in paths]
+        self._sight = np.full((len(paths), len(paths)), _HIDDEN, np.float32)
+        for path, place in paths.items():
+            for end in range(1, len(path) + 1):
+                self._sight[place, paths[path[:end]]] = 0.0
+        #: For each branch the place of its last token behind the text; -1 is the text's own last token.
+        self._places = [paths[branch.path] if branch.path else -1 for branch in self._trie.branches]
+
+    def _logits(self, tail: list[int]) -> list[list[float]]:
+        """The logits at every branch, of its tokens."""
+        length, end = len(tail), self._start + len(tail)
+        positions = [*range(self._start, end), *(end - 1 + depth for depth in self._depths)]
+        [logits] = self._run(tail + self._tree, positions, self._sight, [length + place for place in self._places])
+        rows = logits.numpy()[0].tolist()
+        if not all(math.isfinite(value) for row in rows for value in row):
+            raise BackendError("The model gave logits that are not numbers; its file may be damaged.")
+        return [[row[column] for column in columns] for row, columns in zip(rows, self._columns, strict=True)]
+
+    def _run(
+        self,
+        tokens: list[int],
+        positions: list[int],
+        sight: npt.NDArray[np.float32] | None,
+        rows: list[int],
+        further: Sequence[str] = (),
+    ) -> list[Any]:
+        """The logits at `rows`, and further outputs; `sight` is the bias of the last tokens to each other."""
+        np = self._np
+        bias = np.zeros((1, 1, len(tokens), self._start + len(tokens)), np.float32)
+        if sight is not None and len(sight):
+            bias[..., -len(sight) :, -len(sight) :] = sight
+        given = {"tokens": [tokens], "positions": [positions], "rows": rows, "candidates": self._candidates}
+        feed = {name: self._value(np.array(value, np.int64)) for name, value in given.items()}
+        with self._lock:
+            if self._session is None:
+                raise BackendError("This classifier was closed; make a new one.")
+            feed |= {"bias": self._value(bias), **self._past}
+            try:
+                found: list[Any] = self._session.run_with_ort_values(["logits", *further], feed)
+            except Exception as error:  # as in `_open`
+                raise BackendError(f"ONNX Runtime could not compute {len(tokens)} tokens: {_line(error)}.") from error
+        return found
+
+    def _value(self, array: Any) -> Any:
+        return self._runtime.OrtValue.ortvalue_from_numpy(self._np.ascontiguousarray(array))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")
