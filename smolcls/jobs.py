@@ -61,7 +61,7 @@ def classify_file(
     Args:
         make: makes the classifier. With several processes it is called in each, so it must be a function of a module
             or a `functools.partial` of one, and a script that calls this does so under `if __name__ == "__main__"`.
-        processes: more than one helps where a classifier uses one core: `rules`, `linear`. llama.cpp uses all.
+        processes: more than one helps where a classifier uses one core: `rules`, `linear`. Models use all.
         existing: what to do where `out` is there: an error; go on behind its last whole line (or begin, where it is
             not there); replace it, once the first answers have come.
         progress: told at the start and after each 64 lines.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from smolcls import native, prompt
 from smolcls.classifier import Scores
 from smolcls.errors import BackendError, ModelError, SmolclsError, require
-from smolcls.export import onnx
+from smolcls.export.onnx_format import FORMAT, KEYS, PAST_TYPE, past_names, present
 from smolcls.scoring import LabelTrie
 from smolcls.task import Task
 
@@ -54,10 +54,10 @@ class Engine:
         self._session: Any = self._open(path, threads)
         self._past: dict[str, Any] = {}
         metadata = self._session.get_modelmeta().custom_metadata_map
-        missing = [key for key in onnx.KEYS if key not in metadata]
-        if missing or metadata["format"] != onnx.FORMAT:
+        missing = [key for key in KEYS if key not in metadata]
+        if missing or metadata["format"] != FORMAT:
             raise ModelError(
-                f"{path} is no model of smolcls: expected the format {onnx.FORMAT}; found "
+                f"{path} is no model of smolcls: expected the format {FORMAT}; found "
                 f"{metadata.get('format')!r}. Build one with: smolcls build --format onnx"
             )
         try:
@@ -126,12 +126,12 @@ class Engine:
                 "Lower the task's max_text_bytes, or shorten the labels."
             )
         [shape] = [item.shape for item in self._session.get_inputs() if item.name == "past.0.key"]
-        values = np.frombuffer(base64.b64decode(metadata["first_past"]), np.float32)
+        values = np.frombuffer(base64.b64decode(metadata["first_past"]), PAST_TYPE)
         values = values.reshape(-1, 1, shape[1], 1, shape[3])
-        names = list(onnx.past_names(len(values) // 2))
+        names = list(past_names(len(values) // 2))
         self._past = dict(zip(names, map(self._value, values), strict=True))
         self._start = 1
-        _, *past = self._run(frame, [*range(1, 1 + len(frame))], None, [0], [onnx.present(name) for name in names])
+        _, *past = self._run(frame, [*range(1, 1 + len(frame))], None, [0], [present(name) for name in names])
         self._past = dict(zip(names, past, strict=True))
         self._start = 1 + len(frame)
 

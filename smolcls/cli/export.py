@@ -21,6 +21,7 @@ def command(folder: Path, steps: tuple[str, ...]) -> None:
     adapter    the best checkpoint's adapter, in F16
     gguf       the merged model as GGUF in F16
     quantise   the quantised model
+    onnx       the model in eight bit for ONNX Runtime, with its temperature
     modelfile  the Modelfile
     merge      the merged model as a Hugging Face folder
     score      the held-out rows, through the quantised model

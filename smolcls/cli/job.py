@@ -60,7 +60,7 @@ def job_options(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--force", is_flag=True, help="Replace --out where it is there.")
     @click.option(
         "--jobs", "processes", type=click.IntRange(min=1), default=1, show_default=True,
-        help="Processes for a --file. They help rules and linear; llama.cpp uses all cores by itself.",
+        help="Processes for a --file. They help rules and linear; models use all cores by themselves.",
     )  # fmt: skip
     @functools.wraps(command)
     def with_job(*, out: Path | None, resume: bool, force: bool, processes: int, **others: Any) -> None:

@@ -16,7 +16,7 @@ else the file has to say, stand in its metadata.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,9 @@ from smolcls import prompt
 from smolcls.errors import ModelError, require
 from smolcls.export.gguf import GgufSource
 from smolcls.export.llama import hf_name
+from smolcls.export.onnx_format import FORMAT, PAST_TYPE, past_names, present
 from smolcls.export.quantize import INT8
 from smolcls.files import replacing
-
-FORMAT = "smolcls-onnx-1"
-#: Names of the file's metadata.
-KEYS = ("format", "description", "tokenizer", "first_token", "first_past", "context")
 
 _OPSET, _RUNTIME = 18, "com.microsoft"
 _LARGEST = 2**31 - 2**24  # what protobuf bears, less what is no weight
@@ -89,7 +86,7 @@ class _Graph:
         metadata = {
             "format": FORMAT, "description": f"llama {self._size / 1e6:.0f}M {INT8}",
             "tokenizer": tokenizer.to_str(), "first_token": str(first),
-            "first_past": base64.b64encode(past.tobytes()).decode(), "context": str(self._context),
+            "first_past": base64.b64encode(past.astype(PAST_TYPE).tobytes()).decode(), "context": str(self._context),
         }  # fmt: skip
         number, whole = self._onnx.TensorProto.FLOAT, self._onnx.TensorProto.INT64
         value = helper.make_tensor_value_info
@@ -265,18 +262,6 @@ _OF_RUNTIME = {
     "DynamicQuantizeMatMul", "GroupQueryAttention", "MatMulIntegerToFloat", "QuickGelu",
     "SkipSimplifiedLayerNormalization",
 }  # fmt: skip
-
-
-def past_names(layers: int) -> Iterator[str]:
-    """The graph's inputs of keys and values, in the order of the file's `first_past`."""
-    for layer in range(layers):
-        yield f"past.{layer}.key"
-        yield f"past.{layer}.value"
-
-
-def present(name: str) -> str:
-    """The graph's output that belongs to an input of keys or values."""
-    return f"present{name.removeprefix('past')}"
 
 
 def tokenizer_of(source: GgufSource) -> Any:

