@@ -70,7 +70,7 @@ class _Graph:
         self._epsilon = source.number("llama.attention.layer_norm_rms_epsilon")
         self._width = int(source.number("llama.embedding_length"))
         self._head = int(source.number("llama.attention.key_length", self._width / source.heads))
-        self._context = int(source.number("llama.context_length"))
+        self._context = int(min(source.number("llama.context_length"), _MOST_POSITIONS))
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._named: set[str] = set()
@@ -108,6 +108,10 @@ class _Graph:
     def _write(self, first: int) -> Array:
         """Write all nodes; the keys and values of the first token, shape (2 · layers, kv heads, head size)."""
         self._inputs_of_attention()
+        self._constant("step", np.float32(1 / 127))
+        self._constant("middle", np.uint8(128))
+        self._constant("least", np.float32(1e-9))
+        self._constant("width", np.array([-1]))
         embedding = self._read("embed_tokens")
         flow = embedding[first]
         self._table("embed_tokens", embedding)
@@ -132,21 +136,14 @@ class _Graph:
     def _inputs_of_attention(self) -> None:
         """Tables of the rotation (Su et al. 2021), and how many tokens there are with the past."""
         theta = self._source.number("llama.rope.freq_base", 10000.0)
-        angles = np.outer(
-            np.arange(min(self._context, _MOST_POSITIONS)), theta ** -(np.arange(0, self._head, 2) / self._head)
-        )
+        angles = np.outer(np.arange(self._context), theta ** -(np.arange(0, self._head, 2) / self._head))
         self._constant("cosines", np.cos(angles).astype(np.float32))
         self._constant("sines", np.sin(angles).astype(np.float32))
-        for name, number in (("last", 3), ("one", 1)):
-            self._constant(name, np.array(number, np.int64 if name == "last" else np.int32))
-        shape = self._op("Gather", [self._op("Shape", ["bias"], "shape"), "last"], "length", axis=0)
-        total = self._op("Cast", [shape], "total", to=self._onnx.TensorProto.INT32)
-        self._constant("flat", np.array([1], np.int64))
-        self._op("Reshape", [self._op("Sub", [total, "one"], "before"), "flat"], "last_place")
-        self._constant("step", np.float32(1 / 127))
-        self._constant("middle", np.uint8(128))
-        self._constant("least", np.float32(1e-9))
-        self._constant("axis", np.array([-1], np.int64))
+        lengths = self._op("Shape", ["bias"], "lengths")
+        length = self._op("Gather", [lengths, self._constant("last_axis", np.array(3))], "length", axis=0)
+        self._op("Cast", [length], "total", to=self._onnx.TensorProto.INT32)
+        before = self._op("Sub", ["total", self._constant("one", np.int32(1))], "before")
+        self._op("Reshape", [before, self._constant("vector", np.array([1]))], "last_place")
 
     def _layer(self, layer: int, state: str, normed: str) -> tuple[str, str]:
         """Attention and the gated block; the residual stream behind them, and it normed for the next layer."""
@@ -191,7 +188,7 @@ class _Graph:
     def _by_token(self, name: str, flow: str) -> str:
         """A product whose left side is quantised with a scale for each token, the token's largest value being 127."""
         columns, scales = self._quantised(name, self._read(name))
-        largest = self._op("ReduceMax", [self._op("Abs", [flow], f"{name}.sizes"), "axis"], f"{name}.max", keepdims=1)
+        largest = self._op("ReduceMax", [self._op("Abs", [flow], f"{name}.sizes"), "width"], f"{name}.max", keepdims=1)
         largest = self._op("Max", [largest, "least"], f"{name}.largest")
         steps = self._op("QuantizeLinear", [self._op("Div", [flow, largest], f"{name}.part"), "step", "middle"],
                          f"{name}.steps")  # fmt: skip
