@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from contract import load_tiny, write_safetensors, write_tiny_folder
+from contract import load_tiny, write_safetensors, write_tiny_folder, write_tiny_gguf
 
 from smolcls import Calibration, Task, build
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from smolcls.backends.llamacpp import LlamaCppClassifier
 
 HAS_LLAMA_CPP = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf", "filelock"))
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx", "tokenizers", "gguf", "filelock"))
 TORCH = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
     reason="needs the extra transformers",
@@ -42,6 +43,15 @@ def tiny_classifier(path: Path, **options: Any) -> LlamaCppClassifier:
     made = load_tiny(path, **options)
     assert isinstance(made, LlamaCppClassifier)
     return made
+
+
+def write_tiny_onnx(path: Path, **options: Any) -> Path:
+    """Write the tiny model as an ONNX file; the GGUF in F16 that it is made of lies beside it."""
+    from smolcls.export import onnx
+    from smolcls.export.gguf import GgufSource
+
+    onnx.write(GgufSource(write_tiny_gguf(path.with_suffix(".gguf"), **options)), path)
+    return path
 
 
 def run(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
