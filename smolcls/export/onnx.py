@@ -33,7 +33,7 @@ from smolcls.files import replacing
 
 _OPSET, _RUNTIME = 18, "com.microsoft"
 _LARGEST = 2**31 - 2**24  # what protobuf bears, less what is no weight
-_MOST_POSITIONS = 8192
+_MOST_POSITIONS = 8192  # of the tables of the rotation; a longer context is cut to it
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # gguf.TokenType
 
 Array = npt.NDArray[np.float32]
@@ -70,7 +70,7 @@ class _Graph:
         self._epsilon = source.number("llama.attention.layer_norm_rms_epsilon")
         self._width = int(source.number("llama.embedding_length"))
         self._head = int(source.number("llama.attention.key_length", self._width / source.heads))
-        self._context = int(min(source.number("llama.context_length"), _MOST_POSITIONS))
+        self._context = min(int(source.number("llama.context_length")), _MOST_POSITIONS)
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._named: set[str] = set()
