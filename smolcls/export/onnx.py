@@ -67,6 +67,11 @@ class _Graph:
                 f"A model of {self._size / 1e9:.1f} billion weights is too large for an ONNX file, which holds 2 GB at "
                 "most; use the llamacpp backend for it."
             )
+        scaling = source.value("llama.rope.scaling.type")
+        if scaling not in (None, "none"):
+            raise ModelError(
+                f"The model has the rope scaling {scaling!r}; an ONNX model has none. Use the llamacpp backend for it."
+            )
         self._epsilon = source.number("llama.attention.layer_norm_rms_epsilon")
         self._width = int(source.number("llama.embedding_length"))
         self._head = int(source.number("llama.attention.key_length", self._width / source.heads))
@@ -122,7 +127,10 @@ class _Graph:
         )  # fmt: skip
         past = []
         for layer in range(self._source.layers):
-            *pair, flow = self._flow(f"layers.{layer}.", flow)
+            try:
+                *pair, flow = self._flow(f"layers.{layer}.", flow)
+            except ValueError as error:  # numpy's, for shapes; what fits here fits in the graph
+                raise ModelError(f"The model's tensors of layer {layer} do not fit together: {error}.") from error
             past += pair
             state, normed = self._layer(layer, state, normed)
             self._progress(layer + 1, self._source.layers)
@@ -285,7 +293,7 @@ def tokenizer_of(source: GgufSource) -> Any:
                       for token, kind in zip(tokens, kinds, strict=True) if kind == sought]
             for special, sought in ((True, _CONTROL), (False, _USER_DEFINED))
         }  # fmt: skip
-    except (TypeError, ValueError, IndexError) as error:
+    except Exception as error:  # what tokenizers raises for merges of unknown tokens has no class of its own
         raise ModelError(f"The model's vocabulary is damaged: {error}.") from error
     splitters = library.pre_tokenizers
     level = splitters.ByteLevel(add_prefix_space=False)
