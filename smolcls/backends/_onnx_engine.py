@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from smolcls import native, prompt
 from smolcls.classifier import Scores
 from smolcls.errors import BackendError, ModelError, SmolclsError, require
-from smolcls.export.onnx_format import FORMAT, KEYS, PAST_TYPE, past_names, present
+from smolcls.export.onnx_format import FORMAT, KEYS, PAST_TYPE, present
 from smolcls.scoring import LabelTrie
 from smolcls.task import Task
 
@@ -125,14 +125,15 @@ class Engine:
                 f"The prompt with its labels may take {room} tokens; the model was trained for {metadata['context']}. "
                 "Lower the task's max_text_bytes, or shorten the labels."
             )
-        [shape] = [item.shape for item in self._session.get_inputs() if item.name == "past.0.key"]
+        past = [item for item in self._session.get_inputs() if item.name.startswith("past.")]
+        _, heads, _, size = past[0].shape
         values = np.frombuffer(base64.b64decode(metadata["first_past"]), PAST_TYPE)
-        values = values.reshape(-1, 1, shape[1], 1, shape[3])
-        names = list(past_names(len(values) // 2))
+        values = values.reshape(len(past), 1, heads, 1, size)
+        names = [item.name for item in past]
         self._past = dict(zip(names, map(self._value, values), strict=True))
         self._start = 1
-        _, *past = self._run(frame, [*range(1, 1 + len(frame))], None, [0], [present(name) for name in names])
-        self._past = dict(zip(names, past, strict=True))
+        _, *found = self._run(frame, [*range(1, 1 + len(frame))], None, [0], [present(name) for name in names])
+        self._past = dict(zip(names, found, strict=True))
         self._start = 1 + len(frame)
 
     def _plant_tree(self) -> None:
@@ -145,9 +146,10 @@ class Engine:
         self._tree = [path[-1] for path in paths]
         self._depths = [len(path) for path in paths]
         self._sight = np.full((len(paths), len(paths)), _HIDDEN, np.float32)
-        for path, place in paths.items():
-            for end in range(1, len(path) + 1):
-                self._sight[place, paths[path[:end]]] = 0.0
+        for path, place in paths.items():  # what leads to a path stands before it
+            if len(path) > 1:
+                self._sight[place] = self._sight[paths[path[:-1]]]
+            self._sight[place, place] = 0.0
         #: For each branch the place of its last token behind the text; -1 is the text's own last token.
         self._places = [paths[branch.path] if branch.path else -1 for branch in self._trie.branches]
 
