@@ -20,12 +20,12 @@ from tiny import (
     HAS_LLAMA_CPP,
     SPREAD,
     fitted,
+    label_log_probabilities,
     tiny_classifier,
 )
 
 import smolcls
 from smolcls import BackendError, Task, prompt
-from smolcls.calibration import log_softmax
 
 if not HAS_LLAMA_CPP:
     pytest.skip("needs the extra llamacpp", allow_module_level=True)
@@ -50,20 +50,14 @@ def full_decode_probabilities(classifier: LlamaCppClassifier, text: str) -> list
     )
     (end,) = engine._tokenize(prompt.END_OF_TURN, special=True)
     labels = [[*engine._tokenize(name), end] for name in task.names]
-    logits: dict[tuple[int, ...], Any] = {}
-    totals = []
-    for label in labels:
-        total = 0.0
-        for depth, token in enumerate(label):
-            before = tuple(label[:depth])
-            allowed = sorted({other[depth] for other in labels if tuple(other[:depth]) == before})
-            if len(allowed) == 1:
-                continue
-            if before not in logits:
-                logits[before] = decode_alone(engine, [*start, *before])
-            total += log_softmax([float(logits[before][item]) for item in allowed])[allowed.index(token)]
-        totals.append(math.exp(total))
-    return totals
+    rows: dict[tuple[int, ...], Any] = {}
+
+    def logits(before: tuple[int, ...], candidates: list[int]) -> list[float]:
+        if before not in rows:
+            rows[before] = decode_alone(engine, [*start, *before])
+        return [float(rows[before][item]) for item in candidates]
+
+    return [math.exp(value) for value in label_log_probabilities(labels, logits)]
 
 
 def decode_alone(engine: Any, tokens: list[int]) -> Any:

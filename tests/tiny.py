@@ -16,6 +16,7 @@ import pytest
 from contract import load_tiny, write_safetensors, write_tiny_folder, write_tiny_gguf
 
 from smolcls import Calibration, Task, build
+from smolcls.calibration import log_softmax
 
 if TYPE_CHECKING:
     from smolcls.backends.llamacpp import LlamaCppClassifier
@@ -135,6 +136,27 @@ def replace_tensors(folder: Path, change: Callable[[dict[str, Any]], None]) -> N
     tensors = {name: file.read(name) for name in file.names}
     change(tensors)
     write_safetensors(folder / "model.safetensors", tensors)
+
+
+def label_log_probabilities(
+    labels: list[list[int]], logits: Callable[[tuple[int, ...], list[int]], list[float]]
+) -> list[float]:
+    """Log-probabilities of labels, label by label and token by token: no trie.
+
+    Args:
+        labels: each one's tokens, the end of the turn last.
+        logits: the logits that some candidates have after a label's beginning.
+    """
+    found = []
+    for label in labels:
+        total = 0.0
+        for depth, token in enumerate(label):
+            before = tuple(label[:depth])
+            allowed = sorted({other[depth] for other in labels if tuple(other[:depth]) == before})
+            if len(allowed) > 1:
+                total += log_softmax(logits(before, allowed))[allowed.index(token)]
+        found.append(total)
+    return found
 
 
 def logits(path: Path, tokens: list[int]) -> Any:
