@@ -228,6 +228,8 @@ def test_closing(tiny_onnx: Path) -> None:
     for thread in threads:
         thread.join()
     assert outcomes == ["This classifier was closed; make a new one."] * 3
+    with pytest.raises(BackendError, match="was closed; make a new one"):  # between the texts of a batch
+        classifier.score_batch(["hi"])
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
