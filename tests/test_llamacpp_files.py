@@ -43,7 +43,7 @@ def test_unusable_options(tiny: Path, options: dict[str, Any], message: str) -> 
 
 @pytest.mark.parametrize("model", ["", " ", 5, b"model.gguf"])
 def test_what_is_no_path(model: Any) -> None:
-    with pytest.raises(ConfigError, match="model must be the path of a model file, such as llamacpp:model.gguf"):
+    with pytest.raises(ConfigError, match=r"model must be the path of a model file, such as llamacpp:model\.gguf"):
         LlamaCppClassifier(model)
 
 
