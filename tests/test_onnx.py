@@ -295,7 +295,7 @@ def test_a_vocabulary_without_the_end_of_a_turn(tiny_onnx: Path, tmp_path: Path)
 
 
 def test_a_prompt_that_is_longer_than_the_model_can_read(tiny_onnx: Path) -> None:
-    with pytest.raises(ModelError, match=r"the model was trained for 8192\. Lower the task's max_text_bytes, or"):
+    with pytest.raises(ModelError, match=r"the model reads at most 8192\. Lower the task's max_text_bytes, or"):
         load(tiny_onnx, task=Task(["a", "b"], max_text_bytes=9000))
     with pytest.raises(ModelError, match=r"may take \d+ tokens"):  # the labels' tokens count
         load(tiny_onnx, task=Task(["a" * 4000 + "b", "a" * 4000 + "c"], max_text_bytes=4096))

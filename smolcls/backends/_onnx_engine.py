@@ -117,12 +117,13 @@ class Engine:
         self._tokenizer.encode_special_tokens = True
         self._trie = LabelTrie([self.tokenize(name) for name in task.names], ends[0])
         self._candidates = sorted({token for branch in self._trie.branches for token in branch.tokens})
-        self._columns = [[self._candidates.index(token) for token in branch.tokens] for branch in self._trie.branches]
+        columns = {token: column for column, token in enumerate(self._candidates)}
+        self._columns = [[columns[token] for token in branch.tokens] for branch in self._trie.branches]
         self._plant_tree()
         room = 1 + len(frame) + task.max_text_bytes + len(self._suffix) + len(self._tree)
         if room > int(metadata["context"]):
             raise ModelError(
-                f"The prompt with its labels may take {room} tokens; the model was trained for {metadata['context']}. "
+                f"The prompt with its labels may take {room} tokens; the model reads at most {metadata['context']}. "
                 "Lower the task's max_text_bytes, or shorten the labels."
             )
         past = [item for item in self._session.get_inputs() if item.name.startswith("past.")]
