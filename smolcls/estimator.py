@@ -252,7 +252,8 @@ def _held_out(rows: Sequence[Any], seed: int) -> tuple[Sequence[Any], Sequence[A
 
 
 def _load(model: Path, task: Task) -> Classifier:
-    return load(f"{'linear' if model.suffix == '.safetensors' else 'llamacpp'}:{model}", task=task)
+    backend = {".safetensors": "linear", ".onnx": "onnx"}.get(model.suffix, "llamacpp")
+    return load(f"{backend}:{model}", task=task)
 
 
 def _end(classifier: Classifier | None, folder: Path | None) -> None:
