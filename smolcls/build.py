@@ -199,8 +199,8 @@ def _folder(recipe: _Recipe) -> Path:
 
 
 def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
-    filelock = require("filelock", extra="llamacpp", purpose="Building a model")
-    require("numpy", extra="llamacpp", purpose="Building a model")
+    extra = "onnx" if recipe.format == ONNX else "llamacpp"
+    filelock, *_ = (require(name, extra=extra, purpose="Building a model") for name in ("filelock", "numpy", "gguf"))
     _require_writer(recipe)  # what is missing is said before the work
     built = Built(folder, fresh=True, format=recipe.format)
     folder.mkdir(parents=True, exist_ok=True)

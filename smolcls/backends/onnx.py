@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from smolcls import prompt
 from smolcls.backends._model_file import ModelFileClassifier
-from smolcls.backends._onnx_engine import Engine
+from smolcls.errors import require
+
+if TYPE_CHECKING:
+    from smolcls.backends._onnx_engine import Engine
 
 
 class OnnxClassifier(ModelFileClassifier):
@@ -30,4 +33,7 @@ class OnnxClassifier(ModelFileClassifier):
         return self._engine.description
 
     def _load(self) -> Engine:
+        require("numpy", extra="onnx", purpose="Running an ONNX model")
+        from smolcls.backends._onnx_engine import Engine  # late: it imports numpy
+
         return Engine(self.model_path, self.task, self._threads)
