@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 from contract import load_tiny, write_tiny_folder, write_tiny_gguf
-from tiny import BUNDLED, HAS_LLAMA_CPP, fitted, weights, write_adapter
+from tiny import BUNDLED, HAS_LLAMA_CPP, HAS_ONNX, fitted, weights, write_adapter
 
+import smolcls
 from smolcls import ConfigError, MissingExtraError, ModelError, Task, build, registry
 from smolcls.files import sha256
 from smolcls.scan import scan
@@ -25,6 +26,8 @@ if not HAS_LLAMA_CPP:
 
 TASK = Task(["a", "b"], name="letters")
 FILES = [".lock", "Modelfile", "build.json", "model.gguf"]
+ONNX_FILES = [".lock", "build.json", "model.onnx"]
+ONNX = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +135,95 @@ def test_a_build_with_a_damaged_file_is_made_again(tiny: Path, name: str, conten
     (first.folder / name).write_bytes(content)
     assert build.build(TASK, base=tiny).fresh
     assert scan(first.model).tensors == 20
+
+
+# In the format ONNX
+
+
+@ONNX
+def test_an_onnx_build_is_made_once_and_found_after_that(tiny: Path, cache: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    first = build.build(TASK, base=tiny, format="onnx", progress=lambda *step: seen.append(step))
+    assert (first.fresh, first.model.name, names(first.folder)) == (True, "model.onnx", ONNX_FILES)
+    assert seen == [*(("writing", number, 20) for number in range(1, 21)), ("quantising", 1, 2), ("quantising", 2, 2)]
+    receipt = json.loads((first.folder / "build.json").read_text())
+    assert (receipt["sha256"], receipt["quantisation"]) == (sha256(first.model), "INT8")
+    found = build.build(TASK, base=tiny, format="onnx", quantisation="INT8")
+    assert found == build.Built(first.folder, fresh=False, format="onnx")
+    assert len(seen) == 22
+    with smolcls.load(f"onnx:{first.model}", task=TASK, threads=1) as classifier:
+        assert classifier.classify("hi").label in TASK.names
+    gguf = build.build(TASK, base=tiny)
+    assert gguf.fresh
+    assert gguf.folder != first.folder
+    again = build.build(TASK, base=tiny, format="onnx", force=True)
+    assert (again.folder, again.fresh, sha256(again.model)) == (first.folder, True, receipt["sha256"])
+    assert names(again.folder) == ONNX_FILES
+
+
+@ONNX
+@pytest.mark.parametrize("name", ["build.json", "model.onnx"])
+def test_an_onnx_build_that_lacks_a_file_is_made_again(tiny: Path, name: str) -> None:
+    first = build.build(TASK, base=tiny, format="onnx")
+    (first.folder / name).unlink()
+    (first.folder / ".f16.gguf.part").write_bytes(b"of a build that was killed")
+    assert build.build(TASK, base=tiny, format="onnx").fresh
+    assert names(first.folder) == ONNX_FILES
+
+
+@ONNX
+def test_the_default_of_each_format_is_looked_for_without_building_it(as_bundled: Path, cache: Path) -> None:
+    assert registry.locate("onnx", task=TASK) is None
+    assert not cache.exists()
+    made = build.build(TASK, format="onnx")
+    assert build.find(TASK, format="onnx") == build.Built(made.folder, fresh=False, format="onnx")
+    assert registry.locate("onnx", task=TASK) == made.model
+    assert build.find(TASK) is registry.locate("llamacpp", task=TASK) is None
+
+
+@ONNX
+def test_each_format_gets_its_own_calibration_of_the_shipped_adapter(
+    as_bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task.load("three-type")
+    adapter = write_adapter(tmp_path / "adapter", write_tiny_folder(tmp_path / "folder"))
+    fitted(task, "llamacpp").save(adapter / "calibration.json")
+    monkeypatch.setattr(build, "shipped_adapter", lambda asked: adapter)
+    assert names(build.build(task, format="onnx").folder) == ONNX_FILES
+    fitted(task, "onnx", 3.0).save(adapter / "calibration-onnx.json")
+    built = build.build(task, format="onnx")
+    assert names(built.folder) == sorted([*ONNX_FILES, "calibration.json"])
+    with smolcls.load("onnx", threads=1) as classifier:
+        assert classifier.classify("hi").calibrated
+        assert classifier.calibration is not None
+        assert classifier.calibration.temperature == 3.0
+        assert classifier.model_fingerprint() == sha256(built.model)[:16]
+
+
+@ONNX
+def test_an_onnx_build_that_fails_leaves_the_last_one(
+    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = build.build(TASK, base=tiny, format="onnx")
+    before = whole.model.read_bytes()
+    monkeypatch.setattr("onnx.save", full_disk)
+    with pytest.raises(ModelError, match=r"cannot be written to .*No space left on device.*set SMOLCLS_CACHE"):
+        build.build(TASK, base=tiny, format="onnx", force=True)
+    assert not build.build(TASK, base=tiny, format="onnx").fresh
+    assert (whole.model.read_bytes(), names(whole.folder)) == (before, ONNX_FILES)
+
+
+def test_a_format_or_a_quantisation_of_it_that_there_is_not(tiny: Path, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Unknown format 'onxx'; expected one of gguf, onnx\."):
+        build.build(TASK, base=tiny, format="onxx")
+    with pytest.raises(ConfigError, match=r"Unknown format ''"):
+        build.find(TASK, format="")
+    for kind in ("Q8_0", "F16", "", "Q3"):
+        with pytest.raises(ConfigError, match=rf"An ONNX model is in INT8; found the quantisation '{kind}'\. Leave"):
+            build.build(TASK, base=tiny, format="onnx", quantisation=kind)
+    with pytest.raises(ConfigError, match="Unknown quantisation 'INT8'"):
+        build.build(TASK, base=tiny, quantisation="INT8")
+    assert not cache.exists()
 
 
 SLOW = """

@@ -1,6 +1,6 @@
 """Every backend that is usable here keeps the contract.
 
-llama.cpp and transformers are held to it twice: with a tiny random model, quick enough for many texts, and
+llama.cpp, ONNX Runtime and transformers are held to it twice: with a tiny random model, quick enough for many texts, and
 with the real one.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 from contract import ClassifierContract, load_tiny, write_tiny_folder, write_tiny_gguf
+from tiny import HAS_ONNX, write_tiny_onnx
 
 import smolcls
 from smolcls import Classifier, ConfidenceRouter, Stage, build
@@ -24,6 +25,7 @@ TRANSFORMERS = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None,
     reason="needs the extra transformers",
 )
+ONNX = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 BUNDLED = pytest.mark.skipif(not build.has_bundled_base(), reason="needs the extra local")
 
 
@@ -76,6 +78,36 @@ class TestLlamaCppBundled(ClassifierContract):
     @classmethod
     def make(cls, **options: Any) -> Classifier:
         return smolcls.load("llamacpp", **options)
+
+
+@ONNX
+class TestOnnx(ClassifierContract):
+    backend: ClassVar[str] = "onnx"
+    tolerance: ClassVar[float] = 0.0  # a batch is a pass a text
+    examples: ClassVar[int] = 200
+    path: ClassVar[Path]
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def tiny(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls.path = write_tiny_onnx(tmp_path_factory.mktemp("onnx") / "tiny.onnx")
+
+    @classmethod
+    def make(cls, **options: Any) -> Classifier:
+        return smolcls.load(f"onnx:{cls.path}", threads=1, **options)
+
+
+@ONNX
+@BUNDLED
+@pytest.mark.model
+class TestOnnxBundled(ClassifierContract):
+    backend: ClassVar[str] = "onnx"
+    tolerance: ClassVar[float] = 1e-6
+    examples: ClassVar[int] = 4
+
+    @classmethod
+    def make(cls, **options: Any) -> Classifier:
+        return smolcls.load("onnx", **options)
 
 
 @TRANSFORMERS
