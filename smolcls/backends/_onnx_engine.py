@@ -51,9 +51,8 @@ class Engine:
         self._runtime = require("onnxruntime", extra=_EXTRA, purpose=_PURPOSE)
         self._lock = threading.Lock()
         forks.computing_here()
-        self._session: Any = self._open(path, threads)
+        self._session, metadata = self._open(path, threads)
         self._past: dict[str, Any] = {}
-        metadata = self._session.get_modelmeta().custom_metadata_map
         missing = [key for key in KEYS if key not in metadata]
         if missing or metadata["format"] != FORMAT:
             raise ModelError(
@@ -90,8 +89,9 @@ class Engine:
             self._session = None
             self._past.clear()
 
-    def _open(self, path: Path, threads: int) -> Any:
-        if not path.is_file():
+    def _open(self, path: Path, threads: int) -> tuple[Any, dict[str, str]]:
+        """A session, and what the file says of itself."""
+        if not os.path.isfile(path):  # Path.is_file raises for a name that no file can have
             raise ModelError(f"There is no model file {path}. Expected an ONNX file that smolcls has built.")
         self._runtime.disable_telemetry_events()
         options = self._runtime.SessionOptions()
@@ -99,7 +99,13 @@ class Engine:
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         try:
-            return self._runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            session = self._runtime.InferenceSession(
+                os.fspath(path),
+                options,
+                providers=["CPUExecutionProvider"],
+                enable_fallback=False,  # to the same provider, and it prints so
+            )
+            return session, session.get_modelmeta().custom_metadata_map
         except Exception as error:  # its errors have no common class, and their texts come from within
             raise ModelError(f"ONNX Runtime cannot load {path}: {_line(error)}. Build it again.") from error
 
