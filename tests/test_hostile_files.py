@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from contract import write_tiny_folder, write_tiny_gguf
-from tiny import HAS_LLAMA_CPP, TORCH, run, write_adapter
+from tiny import HAS_LLAMA_CPP, HAS_ONNX, TORCH, run, write_adapter, write_tiny_onnx
 
 import smolcls
 from smolcls import Calibration, ConfigError, InputError, ModelError, SmolclsError, Task
@@ -23,6 +23,7 @@ from smolcls.evaluation.compare import read_answers
 from smolcls.settings import load_router
 
 EXPORT = pytest.mark.skipif(not HAS_LLAMA_CPP, reason="needs the extra llamacpp")
+ONNX = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 #: What JSON can hold in place of any value, and more than a float or a machine's word can.
 VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1.5, "x", "\0", "\ud800", "", [], {}, [[]], {"a": 1}, float("inf"), float("nan"), 10**400, 2**63,
@@ -113,7 +114,10 @@ def test_toml_that_pythons_reader_cannot_hold(tmp_path: Path, kind: str, line: s
 
 
 @pytest.mark.parametrize("name", ["\0", "a" * 5000, "\ud800"], ids=["nul", "long", "surrogate"])
-@pytest.mark.parametrize("backend", ["rules", "linear", "llamacpp", pytest.param("transformers", marks=TORCH)])
+@pytest.mark.parametrize(
+    "backend",
+    ["rules", "linear", "llamacpp", pytest.param("onnx", marks=ONNX), pytest.param("transformers", marks=TORCH)],
+)
 def test_names_that_no_file_can_have(backend: str, name: str) -> None:
     if backend == "llamacpp" and not HAS_LLAMA_CPP:
         pytest.skip("needs the extra llamacpp")
@@ -235,6 +239,49 @@ def test_a_mutated_gguf_is_a_base_or_refused(tmp_path: Path, monkeypatch: pytest
         path.write_bytes(mutated)
         seen.add(outcome(lambda: write_f16(open_source(path), tmp_path / "out.gguf")))
     assert seen == {"read", "ModelError"}
+
+
+USE_ONNX = """
+    import sys, smolcls
+    from pathlib import Path
+
+    for path in sorted(Path(sys.argv[1]).glob("mutated-*.onnx")):
+        try:
+            with smolcls.load(f"onnx:{path}", threads=1) as made:
+                made.classify("fix it")
+            print("read")
+        except (smolcls.ModelError, smolcls.BackendError) as error:
+            print(type(error).__name__, error)
+"""
+
+
+@ONNX
+def test_a_mutated_onnx_file_is_a_model_or_refused(tmp_path: Path) -> None:
+    """In a process of its own, which must not end early nor print anything of ONNX Runtime's."""
+    whole, source = write_tiny_onnx(tmp_path / "tiny.onnx").read_bytes(), random.Random(3)
+    metadata = whole.rindex(b"first_past")
+    for number in range(90):
+        mutated = bytearray(whole)
+        # The graph's nodes stand at its beginning, the metadata at the end, and weights between them.
+        place = source.choice((source.randrange(20_000), source.randrange(metadata, len(whole))))
+        patch = source.choice((source.randbytes(1), b"\xff" * 8, b"\0" * 4, source.randbytes(4)))
+        mutated[place : place + len(patch)] = patch
+        (tmp_path / f"mutated-{number:02}.onnx").write_bytes(mutated[:place] if number % 9 == 0 else mutated)
+    ended = run(USE_ONNX, tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    said = ended.stdout.splitlines()
+    assert len(said) == 90
+    assert {line.partition(" ")[0] for line in said} >= {"read", "ModelError"}
+    assert all("Build it again" in line for line in said if line.startswith("ModelError"))
+
+
+@ONNX
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"GGUF" + bytes(100), b"not a model", b"\x08\x09"])
+def test_what_is_no_onnx_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.onnx.*[Bb]uild .*"):
+        smolcls.load(f"onnx:{path}")
 
 
 RUNS_CODE = "open('ran', 'w').close()\nclass X: pass\n"
