@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from command_line import TIMEOUT
 from stages import at_once
-from tiny import HAS_LLAMA_CPP, run
+from tiny import HAS_LLAMA_CPP, HAS_ONNX, run, write_tiny_onnx
 
 from smolcls import BackendError, BackendTimeoutError, ConfigError, InputError
 from smolcls.bench import process
@@ -159,6 +159,16 @@ main(sys.argv[1], 0.0)
 """
     monkeypatch.setattr(process, "_WORKER", once)
     assert "F16" in measured(Job(f"llamacpp:{tiny}", None, TEXTS[:1]))["model"]["description"]
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
+def test_an_onnx_model_is_measured_and_described(tmp_path: Path) -> None:
+    backend = f"onnx:{write_tiny_onnx(tmp_path / 'tiny.onnx')}"
+    assert "INT8" in measured(Job(backend, None, TEXTS))["model"]["description"]
+    found = measured(Job(backend, None, TEXTS, batch_size=3))
+    for kind in ("call", "batch"):
+        assert found[f"{kind}_tokens_per_second"] > 0
+        assert found[f"{kind}_of_raw"] is None
 
 
 def test_a_chain_is_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class OnnxClassifier(ModelFileClassifier):
         return self._engine.evaluated(prompt.render(self.task, text))
 
     def model_description(self) -> str:
-        """The quantisation."""
+        """The model's family, size and quantisation."""
         return self._engine.description
 
     def _load(self) -> Engine:

@@ -48,11 +48,16 @@ class ReadsTokens(Protocol):
 
 
 @runtime_checkable
-class HasRuntime(ReadsTokens, Protocol):
-    """A backend whose runtime can be asked without it."""
+class Describes(Protocol):
+    """A backend that can say what its model is."""
 
     def model_description(self) -> str:
-        """The model in the runtime's words."""
+        """The model's family, size and quantisation."""
+
+
+@runtime_checkable
+class HasRuntime(ReadsTokens, Protocol):
+    """A backend whose runtime can be asked without it."""
 
     def raw_runtime(self) -> RawRuntime:
         """The runtime, on the same model with as many threads."""
@@ -187,6 +192,6 @@ def _model(classifier: Classifier) -> dict[str, Any]:
     found: dict[str, Any] = {"fingerprint": classifier.model_fingerprint() or None}
     if path is not None:
         found |= {"file": str(path), "bytes": path.stat().st_size}
-    if isinstance(classifier, HasRuntime):
+    if isinstance(classifier, Describes):
         found["description"] = classifier.model_description()
     return found
