@@ -201,9 +201,7 @@ def test_each_format_gets_its_own_calibration_of_the_shipped_adapter(
 
 
 @ONNX
-def test_an_onnx_build_that_fails_leaves_the_last_one(
-    tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_onnx_build_that_fails_leaves_the_last_one(tiny: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build.build(TASK, base=tiny, format="onnx")
     before = whole.model.read_bytes()
     monkeypatch.setattr("onnx.save", full_disk)

@@ -182,7 +182,9 @@ def test_a_models_fingerprint_is_that_of_its_weights(tmp_path: Path) -> None:
     (folder / "calibration.json").write_text("{}")
     assert model_fingerprint(folder) == first != ""
     (folder / "model.safetensors").write_bytes(b"abd")
-    assert model_fingerprint(folder) != first
+    second = model_fingerprint(folder)
+    (folder / "model.onnx").write_bytes(b"abc")
+    assert len({first, second, model_fingerprint(folder)}) == 3
     with pytest.raises(ModelError, match=r"cannot be read: .* Expected a model's file or folder"):
         model_fingerprint(tmp_path / "none")
 

@@ -126,7 +126,7 @@ def test_a_task_of_ones_own() -> None:
         (
             ["classify", "--backend", "lamacpp", "a"],
             2,
-            "No backend 'lamacpp'; installed are: fake, linear, llamacpp, ollama",
+            "No backend 'lamacpp'; installed are: fake, linear, llamacpp, ollama, onnx",
         ),
         (["classify", "--chain", "rules@2", "a"], 2, "Expected stages such as rules@0.99,llamacpp@0.8,rules; found"),
         (["classify", "--task", "no.toml", "a"], 2, "No task 'no.toml': expected one of three-type, or the path"),
@@ -146,6 +146,12 @@ def test_a_task_of_ones_own() -> None:
             "smolcls: No stage of the router could answer. llamacpp:no",
         ),
         (["build", "--base", "no.gguf"], 2, "smolcls: No base model 'no.gguf': expected 'bundled', a GGUF file"),
+        (["build", "--format", "onxx"], 2, "'onxx' is not one of 'gguf', 'onnx'"),
+        (
+            ["build", "--format", "onnx", "--quantisation", "Q8_0"],
+            2,
+            "smolcls: An ONNX model is in INT8; found the quantisation 'Q8_0'. Leave it out.",
+        ),
         (["build", "--quantisation", "Q9"], 2, "Unknown quantisation 'Q9'; expected F16 or one of Q4_K_M"),
     ],
 )
@@ -197,28 +203,52 @@ def test_build_says_where_the_model_is(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(build, "build", built)
     result = run("build", "--base", "x.gguf", "--quantisation", "F16", "--force")
-    assert asked == {"task": "three-type", "base": "x.gguf", "quantisation": "F16", "force": True}
+    assert asked == {"task": "three-type", "base": "x.gguf", "quantisation": "F16", "format": "gguf", "force": True}
     assert result.stdout == (
         f"{'built' if fresh else 'found'} {folder}/model.gguf (2 MB)\nModelfile {folder}/Modelfile\n"
         f"with Ollama: ollama create three-type -f '{folder}/Modelfile'\n"
     )
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_build_of_an_onnx_file_says_how_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(bytes(2_000_000))
+    Path("my task.toml").write_text('name = "mail"\n[labels]\nspam = ""\nham = ""\n')
+    asked: dict[str, Any] = {}
+
+    def built(task: smolcls.Task, **options: Any) -> build.Built:
+        asked.update(options)
+        return build.Built(folder, fresh=True, format=options["format"])
+
+    monkeypatch.setattr(build, "build", built)
+    result = run("build", *(["my task.toml"] if own else []), "--format", "onnx")
+    assert (asked["format"], asked["quantisation"]) == ("onnx", None)
+    task = " --task 'my task.toml'" if own else ""
+    assert result.stdout == (
+        f"built {folder}/model.onnx (2 MB)\nsmolcls classify --backend onnx:'{folder}/model.onnx'{task} \"a text\"\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("chosen", "terminal", "expected"),
     [
-        (("llamacpp", None), True, 1),
-        ((None, "rules@0.99,llamacpp,rules"), True, 1),
-        ((None, "rules"), True, 0),
-        (("llamacpp", None), False, 0),
+        (("llamacpp", None), True, ["gguf"]),
+        (("onnx", None), True, ["onnx"]),
+        ((None, "rules@0.99,llamacpp,rules"), True, ["gguf"]),
+        ((None, "rules@0.99,onnx@0.5,llamacpp,rules"), True, ["onnx", "gguf"]),
+        ((None, "rules"), True, []),
+        (("onnx:model.onnx", None), True, []),
+        (("llamacpp", None), False, []),
     ],
 )
 def test_people_see_the_first_build(
-    monkeypatch: pytest.MonkeyPatch, chosen: tuple[str | None, str | None], terminal: bool, expected: int
+    monkeypatch: pytest.MonkeyPatch, chosen: tuple[str | None, str | None], terminal: bool, expected: list[str]
 ) -> None:
-    builds: list[object] = []
+    builds: list[str] = []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    monkeypatch.setattr(build, "build", lambda task, progress: builds.append(task))
+    monkeypatch.setattr(build, "build", lambda task, format, progress: builds.append(format))
     monkeypatch.setattr(registry, "load", lambda spec, task: FakeClassifier())
     options.make_classifier(*chosen, None).close()
-    assert len(builds) == expected
+    assert builds == expected

@@ -1,7 +1,7 @@
 """Every backend that is usable here keeps the contract.
 
-llama.cpp, ONNX Runtime and transformers are held to it twice: with a tiny random model, quick enough for many texts, and
-with the real one.
+llama.cpp, ONNX Runtime and transformers are held to it twice: with a tiny random model, quick enough for many
+texts, and with the real one.
 """
 
 from __future__ import annotations

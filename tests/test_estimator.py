@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from smolcls.backends.fake import FakeClassifier
 from smolcls.estimator import SmolclsClassifier
 
 TEXTS = [row["text"] for row in rows(150)]
@@ -244,6 +246,25 @@ def test_a_language_model_is_fine_tuned_and_lives_as_long_as_the_estimator(tmp_p
     del made
     gc.collect()
     assert not path.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "backend"), [("model.onnx", "onnx"), ("model.gguf", "llamacpp"), ("model.safetensors", "linear")]
+)
+def test_a_trained_models_file_says_which_backend_loads_it(
+    file: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(spec: str, *, task: smolcls.Task) -> FakeClassifier:
+        loaded.append(spec)
+        return FakeClassifier(task=task)
+
+    monkeypatch.setattr("smolcls.train.train", lambda config, task: SimpleNamespace(model=Path("run") / file))
+    monkeypatch.setattr("smolcls.estimator.load", load)
+    made = SmolclsClassifier(engine="trl", base="base", out="run").fit(TEXTS, LABELS)
+    assert len(made.predict(NEW)) == len(NEW)
+    assert loaded == [f"{backend}:{Path('run') / file}"]
 
 
 @needs_training

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from job_files import BESIDE, OUT, answers, write_texts
-from tiny import HAS_LLAMA_CPP
+from tiny import HAS_LLAMA_CPP, HAS_ONNX, write_tiny_onnx
 
 import smolcls
 from smolcls import Classifier, ConfidenceRouter, Stage, Task, registry
@@ -48,6 +48,8 @@ def texts() -> Path:
     [
         (Stage("llamacpp:model.gguf"), "model.gguf"),
         (Stage("llamacpp", options={"model": "model.gguf"}), "model.gguf"),
+        (Stage("onnx:model.onnx"), "model.onnx"),
+        (Stage("onnx", options={"model": "model.onnx"}), "model.onnx"),
         (Stage("transformers:folder"), "folder/model.safetensors"),
         (Stage("transformers", options={"model": Path("model.gguf")}), "model.gguf"),
         (Stage("linear:folder"), "folder/model.safetensors"),
@@ -140,10 +142,13 @@ def test_jobs_that_noted_no_models_go_on(noted: object) -> None:
         "rules",
         "linear",
         pytest.param("llamacpp", marks=pytest.mark.skipif(not HAS_LLAMA_CPP, reason="needs the extra llamacpp")),
+        pytest.param("onnx", marks=pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")),
     ],
 )
-def test_what_is_looked_at_is_what_is_loaded(spec: str, request: pytest.FixtureRequest) -> None:
+def test_what_is_looked_at_is_what_is_loaded(spec: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     named = f"{spec}:{request.getfixturevalue('tiny')}" if spec == "llamacpp" else spec
+    if spec == "onnx":
+        named = f"onnx:{write_tiny_onnx(tmp_path / 'tiny.onnx')}"
     located = registry.locate(named)
     assert located is not None
     with smolcls.load(named) as classifier:

@@ -77,7 +77,7 @@ def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Install
 
 
 def test_the_built_in_backends_are_entry_points_like_any() -> None:
-    assert set(registry.names()) >= {"fake", "llamacpp", "ollama", "rules", "transformers"}
+    assert set(registry.names()) >= {"fake", "llamacpp", "ollama", "onnx", "rules", "transformers"}
     assert registry.names() == sorted(registry.names())
     assert registry.find("fake") is FakeClassifier
 

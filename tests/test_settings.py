@@ -18,7 +18,9 @@ def specifications(router: ConfidenceRouter) -> list[object]:
     return [stage.classifier for stage in router.stages]
 
 
-def embedded_is(monkeypatch: pytest.MonkeyPatch, onnx: str | Exception | None, llamacpp: str | Exception | None) -> None:
+def embedded_is(
+    monkeypatch: pytest.MonkeyPatch, onnx: str | Exception | None, llamacpp: str | Exception | None
+) -> None:
     """Let there be an adapter for every task, and each of its backends available (None), not so, or not importable."""
 
     def backend(reason: str | Exception | None) -> type[FakeClassifier]:
