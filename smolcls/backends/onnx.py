@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from smolcls import prompt
@@ -33,7 +34,11 @@ class OnnxClassifier(ModelFileClassifier):
         return self._engine.description
 
     def _load(self) -> Engine:
-        require("numpy", extra="onnx", purpose="Running an ONNX model")
         from smolcls.backends._onnx_engine import Engine  # late: it imports numpy
 
         return Engine(self.model_path, self.task, self._threads)
+
+    def _find(self, model: str | Path | None) -> Path:
+        for package in ("numpy", "tokenizers", "onnxruntime"):  # what is missing is said before a build
+            require(package, extra="onnx", purpose="Running an ONNX model")
+        return super()._find(model)
