@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from smolcls import prompt
 from smolcls.backends._model_file import ModelFileClassifier
+from smolcls.backends._onnx_engine import Engine
 from smolcls.errors import require
-
-if TYPE_CHECKING:
-    from smolcls.backends._onnx_engine import Engine
 
 
 class OnnxClassifier(ModelFileClassifier):
@@ -34,8 +32,6 @@ class OnnxClassifier(ModelFileClassifier):
         return self._engine.description
 
     def _load(self) -> Engine:
-        from smolcls.backends._onnx_engine import Engine  # late: it imports numpy
-
         return Engine(self.model_path, self.task, self._threads)
 
     def _find(self, model: str | Path | None) -> Path:
