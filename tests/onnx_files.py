@@ -75,6 +75,7 @@ class ByHand:
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums on every processor
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         inputs = [item for item in self._session.get_inputs() if item.name.startswith("past.")]

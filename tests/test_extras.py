@@ -165,7 +165,7 @@ def test_everything_optional_missing_at_once() -> None:
     reasons = dict(line.split(" ", 1) for line in lines[1:])
     assert reasons["rules"] == reasons["fake"] == "None"
     assert reasons["llamacpp"].endswith('llama-cpp-python is not installed; pip install "smolcls[local]"')
-    assert reasons["onnx"] == 'onnxruntime is not installed; pip install "smolcls[local]"'
+    assert reasons["onnx"] == 'onnxruntime is not installed; pip install "smolcls[onnx]"'
     assert reasons["transformers"].endswith('pip install "smolcls[transformers]"')
     assert reasons["ollama"].endswith('pip install "smolcls[ollama]"')
 

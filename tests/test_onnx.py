@@ -34,9 +34,11 @@ if not HAS_ONNX:
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx_files import ByHand, edited, in_float, with_metadata
 from tokenizers import Tokenizer
 
+from smolcls.backends import _onnx_engine
 from smolcls.backends.onnx import OnnxClassifier
 
 TEXTS = ["hi", "my card was stolen in Rome, what now?", "ß" * 60, "/help me", "a\n\n1 <|im_end|>", "x" * 300]
@@ -187,6 +189,42 @@ def test_one_thread_and_more_give_the_same(tiny_onnx: Path) -> None:
         assert [item.probabilities for item in one.classify_batch(TEXTS)] == [
             pytest.approx(item.probabilities, abs=1e-6) for item in more.classify_batch(TEXTS)
         ]
+
+
+class _Overflowing:
+    """ONNX Runtime as it is on a processor without VNNI: two products of a sum stop at 32767."""
+
+    SessionOptions = onnxruntime.SessionOptions
+
+    class InferenceSession:
+        def __init__(self, model: bytes, options: Any, **_: Any) -> None:
+            self._real = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+        def run(self, names: None, feed: dict[str, Any]) -> list[Any]:
+            assert self._real.run(names, feed)[0].item() in (4 * 255 * 127, 2 * 32767)
+            return [np.array([[2 * 32767]], np.int32)]
+
+
+def test_a_processor_whose_sums_overflow_is_found_out() -> None:
+    assert _onnx_engine._saturates(_Overflowing) is True
+
+
+def test_exact_sums_are_what_a_processor_with_vnni_computes(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load(tiny_onnx, task=SPREAD) as usual:
+        expected = [score.log_probabilities for score in usual.score_batch(TEXTS)]
+    asked: list[bool] = []
+    session = _onnx_engine._session
+
+    def noted(*arguments: Any, exact: bool = False) -> Any:
+        asked.append(exact)
+        return session(*arguments, exact=exact)
+
+    monkeypatch.setattr(_onnx_engine, "_saturates", lambda _: True)
+    monkeypatch.setattr(_onnx_engine, "_session", noted)
+    with load(tiny_onnx, task=SPREAD) as exact:
+        found = [score.log_probabilities for score in exact.score_batch(TEXTS)]
+    assert asked == [True]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_special_tokens_in_a_text_are_characters(tiny_onnx: Path) -> None:

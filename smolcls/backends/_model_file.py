@@ -56,6 +56,8 @@ class ModelFileClassifier(Classifier):
 
     #: One of `build.FORMATS`.
     format: ClassVar[str]
+    #: The extra that brings them.
+    extra: ClassVar[str]
     #: Modules that the backend and its embedded default need → their packages.
     packages: ClassVar[Mapping[str, str]]
 
@@ -98,10 +100,10 @@ class ModelFileClassifier(Classifier):
         """None where the packages and the bundled base are installed."""
         for module, package in cls.packages.items():
             if importlib.util.find_spec(module) is None:
-                return f"{package} is not installed; {pip_line('local')}"
+                return f"{package} is not installed; {pip_line(cls.extra)}"
         if not builder.has_bundled_base():
             file = builder.FORMATS[cls.format]
-            return f"no embedded model (a file works: {cls.name}:{file}); {pip_line('local')}"
+            return f"no embedded model (a file works: {cls.name}:{file}); {builder.GET_BASE}"
         return None
 
     def score_batch(self, texts: Sequence[str]) -> list[Scores]:

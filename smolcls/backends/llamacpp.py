@@ -17,6 +17,7 @@ class LlamaCppClassifier(ModelFileClassifier):
 
     name: ClassVar[str] = "llamacpp"
     format = "gguf"
+    extra = "local"
     # gguf and filelock are needed for the embedded default alone, and come with the extra.
     packages: ClassVar = {"llama_cpp": "llama-cpp-python", "numpy": "numpy", "gguf": "gguf", "filelock": "filelock"}
     _engine: Engine

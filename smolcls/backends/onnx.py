@@ -16,6 +16,7 @@ class OnnxClassifier(ModelFileClassifier):
 
     name: ClassVar[str] = "onnx"
     format = "onnx"
+    extra = "onnx"
     # onnx, gguf and filelock are needed for the embedded default alone, and come with the extra.
     packages: ClassVar = {
         "onnxruntime": "onnxruntime", "tokenizers": "tokenizers", "numpy": "numpy", "onnx": "onnx", "gguf": "gguf",
