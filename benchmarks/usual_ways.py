@@ -1,4 +1,6 @@
-"""The usual ways to get a label out of a small language model, against smolcls: same file, same texts, same run.
+"""The usual ways to get a label out of a small language model, against smolcls: same model, same texts, same run.
+
+smolcls answers through ONNX Runtime, in eight bit, and through llama.cpp, on the file that the others get, too:
 
     python benchmarks/usual_ways.py rows.jsonl --limit 200 --ollama 127.0.0.1:11434 --merged runs/support/merged
 
@@ -27,6 +29,7 @@ from ask_ollama import Answer, Way, ask_all, report, scored, written
 
 from smolcls import Task, build, native, prompt, publish
 from smolcls.backends.llamacpp import LlamaCppClassifier
+from smolcls.backends.onnx import OnnxClassifier
 from smolcls.bench.machine import machine
 from smolcls.data.tables import read_table
 from smolcls.export import modelfile
@@ -127,6 +130,7 @@ def main() -> None:
     parser.add_argument("rows", type=Path, help="labelled rows: JSONL, CSV or Parquet")
     parser.add_argument("--limit", type=int, default=200, help="how many of its first rows")
     parser.add_argument("--model", type=Path, help="a GGUF file; else the embedded model")
+    parser.add_argument("--onnx", type=Path, help="the same model as an ONNX file; else the embedded model")
     parser.add_argument("--task", help="the task's name or file; else three-type")
     parser.add_argument("--ollama", metavar="HOST", help="a server, such as 127.0.0.1:11434")
     parser.add_argument("--merged", type=Path, help="a folder of merged weights that transformers loads")
@@ -134,8 +138,13 @@ def main() -> None:
     rows = read_table(given.rows)[: given.limit]
     task = as_task(given.task)
     setting = Setting(task, given.model or build.build(task).model, native.cores())
-    with LlamaCppClassifier(setting.model, task=task) as own, contextlib.ExitStack() as stack:
-        ways = {"smolcls": scored(own), "llama-cpp-python grammar": grammar(setting)}
+    fast = given.onnx or build.build(task, format=build.ONNX).model
+    with contextlib.ExitStack() as stack:
+        ways = {
+            "smolcls onnx": scored(stack.enter_context(OnnxClassifier(fast, task=task))),
+            "smolcls llamacpp": scored(stack.enter_context(LlamaCppClassifier(setting.model, task=task))),
+            "llama-cpp-python grammar": grammar(setting),
+        }
         ways["llama-cpp-python logprobs"] = logprobs(setting)
         if given.ollama is not None:
             ways |= stack.enter_context(ollama_chat(setting, given.ollama))
