@@ -34,7 +34,17 @@ def copy(trained: tuple[Run, Listener], tmp_path: Path) -> Run:
 
 def test_every_file_of_a_run_is_there_and_none_is_half_written(trained: tuple[Run, Listener]) -> None:
     run, _ = trained
-    for path in (run.f16, run.model, run.modelfile, run.scores, run.calibration, run.metrics, run.card, run.record):
+    for path in (
+        run.f16,
+        run.model,
+        run.onnx,
+        run.modelfile,
+        run.scores,
+        run.calibration,
+        run.metrics,
+        run.card,
+        run.record,
+    ):
         assert path.is_file(), path
     assert (run.adapter / "adapter_model.safetensors").is_file()
     assert (run.merged / "tokenizer.json").is_file()
@@ -71,6 +81,28 @@ def test_the_merged_folder_is_the_model_of_the_gguf(trained: tuple[Run, Listener
             assert one.log_probabilities == pytest.approx(other.log_probabilities, abs=0.05)
 
 
+def test_the_onnx_model_answers_as_the_gguf_with_a_temperature_of_its_own(trained: tuple[Run, Listener]) -> None:
+    run, _ = trained
+    texts = [row["text"] for row in read_rows(run.rows("test"))]
+    with smolcls.load(f"onnx:{run.onnx}") as fast, smolcls.load(f"llamacpp:{run.model}") as usual:
+        pairs = list(zip(fast.classify_batch(texts), usual.classify_batch(texts), strict=True))
+        assert fast.calibration is not None
+        assert fast.calibration.backend == "onnx"
+    assert all(one.calibrated for one, _ in pairs)
+    assert sum(one.label == other.label for one, other in pairs) >= 0.8 * len(pairs)
+
+
+def test_where_there_can_be_no_onnx_model_that_is_said_and_the_old_one_goes(
+    copy: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smolcls.export.onnx._LARGEST", 1000)
+    listener = Listener()
+    export(copy, ["onnx"], watcher=listener)
+    assert any("There is no ONNX model: A model of" in remark for remark in listener.remarks)
+    assert not copy.onnx.exists()
+    assert copy.commands()[0].startswith("smolcls classify --backend llamacpp:")
+
+
 def test_the_modelfile_names_the_model_and_the_frame_that_was_trained(trained: tuple[Run, Listener]) -> None:
     text = trained[0].modelfile.read_text()
     assert "FROM ./model.gguf" in text
@@ -88,7 +120,11 @@ def test_the_record_holds_settings_data_versions_files_and_commands(trained: tup
     )
     assert {"torch", "transformers", "peft", "smolcls", "python"} <= set(record["versions"])
     assert record["files"]["model.gguf"]["bytes"] == run.model.stat().st_size
-    assert record["use"][0] == f'smolcls classify --backend llamacpp:{run.model} "a text"'
+    assert record["use"][:2] == [
+        f'smolcls classify --backend onnx:{run.onnx} "a text"',
+        f'smolcls classify --backend llamacpp:{run.model} "a text"',
+    ]
+    assert record["files"]["onnx/model.onnx"]["bytes"] == run.onnx.stat().st_size
     assert [item["what"] for item in record["training"]["expectations"]] == [
         "training loss",
         "validation accuracy",
@@ -204,8 +240,8 @@ def test_a_task_of_ones_own_is_trained_and_found_beside_the_model(tmp_path: Path
     listener = Listener()
     run = train(settings, task=task, watcher=listener)
     assert run.task() == task
-    assert run.commands()[1] == f"ollama create mail -f {run.modelfile}"
-    assert f"--task {run.folder}/task.toml" in run.commands()[0]
+    assert run.commands()[2] == f"ollama create mail -f {run.modelfile}"
+    assert all(f"--task {run.folder}/task.toml" in command for command in run.commands()[:2])
     # Too few rows for a temperature: nothing is made up.
     assert not run.calibration.exists()
     assert any("validation rows are fewer than 30" in remark for remark in listener.remarks)

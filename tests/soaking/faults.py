@@ -65,11 +65,11 @@ class ModelMoved:
     chain: Chain
     tally: Tally
     name = "model file moved away"
-    stage = "llamacpp"
+    stage = "local"
     _round = 0
 
     def begin(self) -> None:
-        self._before = _failures(self.tally, "llamacpp", "unavailable")
+        self._before = _failures(self.tally, "local", "unavailable")
         self.model.rename(self._aside())
         self.chain.reopen()
 
@@ -80,11 +80,11 @@ class ModelMoved:
             self.chain.reopen()
 
     def felt(self) -> dict[str, Any] | None:
-        seen = _failures(self.tally, "llamacpp", "unavailable") - self._before
+        seen = _failures(self.tally, "local", "unavailable") - self._before
         return {"answers that say so": seen} if seen else None
 
     def _aside(self) -> Path:
-        return self.model.with_name("moved-away.gguf")
+        return self.model.with_name(f"moved-away{self.model.suffix}")
 
 
 @dataclass
