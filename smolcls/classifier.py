@@ -227,19 +227,17 @@ class Classifier(ABC):
             raise ConfigError(f"The calibration was fitted for {reason}. {_AGAIN}")
         return fitted
 
-    def _settle_calibration(self, beside: Path | None, *, built: bool = False) -> None:
+    def _settle_calibration(self, beside: Path | None) -> None:
         """Check the calibration that was given against the model too, else take the one beside the model if it fits.
 
         Args:
             beside: the file to look for; None where there is no place for one.
-            built: whether a build put it there for this very model, whose bytes may differ between machines.
         """
         given = self.calibration
         fitted = Calibration.load(beside) if given is None and beside is not None and beside.is_file() else given
         if fitted is None:
             return
-        model = str if built and given is None else self.model_fingerprint
-        reason = misfit(fitted, task=self.task.fingerprint, backend=self.name, model=model)
+        reason = misfit(fitted, task=self.task.fingerprint, backend=self.name, model=self.model_fingerprint)
         if reason is None:
             self.calibration = fitted
         elif given is not None:

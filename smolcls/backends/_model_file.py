@@ -78,7 +78,7 @@ class ModelFileClassifier(Classifier):
         self._embedded = model is None
         if not self._embedded:
             self.calibration_path = beside
-        self._settle_calibration(beside, built=self._embedded)
+        self._settle_calibration(beside)
         self._threads = native.cores() if threads is None else threads
         self._engine = self._load()
 
