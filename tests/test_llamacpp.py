@@ -19,6 +19,7 @@ from tiny import (
     FORCED,
     HAS_LLAMA_CPP,
     SPREAD,
+    check_closing,
     fitted,
     label_log_probabilities,
     tiny_classifier,
@@ -173,25 +174,7 @@ def test_a_batch_waits_for_other_threads_once_before_its_decode(tiny: Path, monk
 
 
 def test_closing_while_others_classify_is_an_error_of_theirs(tiny: Path) -> None:
-    classifier = tiny_classifier(tiny)
-    started, outcomes = threading.Barrier(5), []
-
-    def work() -> None:
-        started.wait()
-        try:
-            for _ in range(10_000):
-                classifier.classify_batch(["hi"] * 40)
-        except BackendError as error:
-            outcomes.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    started.wait()
-    classifier.close()
-    for thread in threads:
-        thread.join()
-    assert outcomes == ["This classifier was closed; make a new one."] * 4
+    check_closing(tiny_classifier(tiny))
 
 
 def cells(classifier: LlamaCppClassifier) -> list[int]:

@@ -12,6 +12,7 @@ from tiny import (
     BUNDLED,
     HAS_LLAMA_CPP,
     SPREAD,
+    check_fork,
     run,
     tiny_classifier,
 )
@@ -128,26 +129,4 @@ def test_finding_the_bundled_base_loads_no_native_library() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_gets_an_error_and_does_not_hang(tiny: Path) -> None:
-    ended = run(
-        """
-        import os, sys, smolcls
-        path = "llamacpp:" + sys.argv[1]
-        classifier = smolcls.load(path, threads=2)
-        classifier.classify("hi")
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            for attempt in (lambda: classifier.classify("hi"), lambda: smolcls.load(path)):
-                try:
-                    attempt()
-                except smolcls.BackendError as error:
-                    os.write(1, f"{error}\\n".encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-        print(classifier.classify("hi").label is not None)
-        """,
-        tiny,
-    )
-    message = "llama.cpp cannot compute in a process that was forked after it was used."
-    assert [line.startswith(message) for line in ended.stdout.splitlines()] == [True, True, False]
-    assert ended.stdout.endswith("True\n")
+    check_fork(f"llamacpp:{tiny}", "llama.cpp")

@@ -19,6 +19,8 @@ from tiny import (
     HAS_ONNX,
     SPREAD,
     TORCH,
+    check_closing,
+    check_fork,
     label_log_probabilities,
     run,
     tiny_classifier,
@@ -247,25 +249,7 @@ def test_a_call_computes_the_text_its_frame_and_the_labels_beginnings(tiny_onnx:
 
 def test_closing(tiny_onnx: Path) -> None:
     classifier = load(tiny_onnx)
-    started, outcomes = threading.Barrier(4), []
-
-    def work() -> None:
-        started.wait()
-        try:
-            for _ in range(10_000):
-                classifier.classify_batch(["hi"] * 40)
-        except BackendError as error:
-            outcomes.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    started.wait()
-    classifier.close()
-    classifier.close()
-    for thread in threads:
-        thread.join()
-    assert outcomes == ["This classifier was closed; make a new one."] * 3
+    check_closing(classifier)
     with pytest.raises(BackendError, match="was closed; make a new one"):  # between the texts of a batch
         classifier.score_batch(["hi"])
 
@@ -397,29 +381,7 @@ def test_the_interpreters_end_is_silent_without_close(tiny_onnx: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_gets_an_error_and_does_not_hang(tiny_onnx: Path) -> None:
-    ended = run(
-        """
-        import os, sys, smolcls
-        path = "onnx:" + sys.argv[1]
-        classifier = smolcls.load(path, threads=2)
-        classifier.classify("hi")
-        sys.stdout.flush()
-        child = os.fork()
-        if child == 0:
-            for attempt in (lambda: classifier.classify("hi"), lambda: smolcls.load(path)):
-                try:
-                    attempt()
-                except smolcls.BackendError as error:
-                    os.write(1, f"{error}\\n".encode())
-            os._exit(0)
-        os.waitpid(child, 0)
-        print(classifier.classify("hi").label is not None)
-        """,
-        tiny_onnx,
-    )
-    message = "ONNX Runtime cannot compute in a process that was forked after it was used."
-    assert [line.startswith(message) for line in ended.stdout.splitlines()] == [True, True, False], ended.stderr
-    assert ended.stdout.endswith("True\n")
+    check_fork(f"onnx:{tiny_onnx}", "ONNX Runtime")
 
 
 @BUNDLED

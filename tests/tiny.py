@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from contract import load_tiny, write_safetensors, write_tiny_folder, write_tiny_gguf
 
-from smolcls import Calibration, Task, build
+from smolcls import BackendError, Calibration, Classifier, Task, build
 from smolcls.calibration import log_softmax
 
 if TYPE_CHECKING:
@@ -185,3 +186,52 @@ def logits(path: Path, tokens: list[int]) -> Any:
         lib.llama_batch_free(batch)
         lib.llama_free(context)
         lib.llama_model_free(model)
+
+
+def check_fork(spec: str, library: str) -> None:
+    """A process that is forked from one that has classified gets errors from this backend, and does not hang."""
+    ended = run(
+        """
+        import os, sys, smolcls
+        classifier = smolcls.load(sys.argv[1], threads=2)
+        classifier.classify("hi")
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            for attempt in (lambda: classifier.classify("hi"), lambda: smolcls.load(sys.argv[1])):
+                try:
+                    attempt()
+                except smolcls.BackendError as error:
+                    os.write(1, f"{error}\\n".encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(classifier.classify("hi").label is not None)
+        """,
+        spec,
+    )
+    message = f"{library} cannot compute in a process that was forked after it was used."
+    assert [line.startswith(message) for line in ended.stdout.splitlines()] == [True, True, False], ended.stderr
+    assert ended.stdout.endswith("True\n")
+
+
+def check_closing(classifier: Classifier) -> None:
+    """Closed twice under the calls of other threads: an error of theirs, each time the same one."""
+    started, outcomes = threading.Barrier(5), []
+
+    def work() -> None:
+        started.wait()
+        try:
+            for _ in range(10_000):
+                classifier.classify_batch(["hi"] * 40)
+        except BackendError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    classifier.close()
+    classifier.close()
+    for thread in threads:
+        thread.join()
+    assert outcomes == ["This classifier was closed; make a new one."] * 4
