@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -43,6 +44,16 @@ def llama() -> Any:
 def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def trim_memory() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it: glibc does, thread by thread.
+
+    Without it, each thread that loads a model and frees it costs the process the model's size.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 class ForkGuard:

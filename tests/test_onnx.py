@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import random
 import statistics
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -382,6 +384,33 @@ def test_the_interpreters_end_is_silent_without_close(tiny_onnx: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_gets_an_error_and_does_not_hang(tiny_onnx: Path) -> None:
     check_fork(f"onnx:{tiny_onnx}", "ONNX Runtime")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="glibc keeps it, others not")
+def test_memory_that_a_thread_freed_goes_back_to_the_system() -> None:
+    ended = run(
+        """
+        import pathlib, threading
+        import numpy
+        from smolcls import native
+
+        def held():
+            return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+        def work():
+            many = [numpy.ones(12_000) for _ in range(1500)]
+            kept.append(many[-1])
+
+        kept = []
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        before = held()
+        native.trim_memory()
+        print(before - held())
+        """
+    )
+    assert float(ended.stdout) > 50, ended.stderr
 
 
 @BUNDLED
