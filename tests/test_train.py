@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,14 @@ def test_where_there_can_be_no_onnx_model_that_is_said_and_the_old_one_goes(
     assert any("There is no ONNX model: A model of" in remark for remark in listener.remarks)
     assert not copy.onnx.exists()
     assert copy.commands()[0].startswith("smolcls classify --backend llamacpp:")
+
+
+def test_a_missing_onnx_runtime_does_not_cost_a_run_its_export(copy: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    listener = Listener()
+    export(copy, ["onnx"], watcher=listener)
+    assert any("There is no ONNX model" in remark and "onnxruntime" in remark for remark in listener.remarks)
+    assert not copy.onnx.exists()
 
 
 def test_the_modelfile_names_the_model_and_the_frame_that_was_trained(trained: tuple[Run, Listener]) -> None:

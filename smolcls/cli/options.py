@@ -96,8 +96,7 @@ def make_classifier(backend: str | None, chain: str | None, task: Task | None) -
 
 
 def _embedded_stages(router: ConfidenceRouter) -> Iterable[str]:
-    specifications = (stage.classifier for stage in router.stages if not stage.options)
-    return (item for item in specifications if isinstance(item, str))
+    return [stage.classifier for stage in router.stages if isinstance(stage.classifier, str) and not stage.options]
 
 
 def _build_first(specifications: Iterable[str], task: Task | None) -> None:

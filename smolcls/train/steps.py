@@ -111,28 +111,32 @@ def _quantise(run: Run, watcher: Watcher) -> None:
 
 def _onnx(run: Run, watcher: Watcher) -> None:
     """The model for ONNX Runtime, with a temperature of its own; where there can be none, that is said."""
-    from smolcls.backends.onnx import OnnxClassifier
     from smolcls.export.gguf import GgufSource
     from smolcls.export.onnx import write
 
+    beside = run.onnx.with_name(CALIBRATION)
     run.onnx.parent.mkdir(exist_ok=True)
+    beside.unlink(missing_ok=True)
     try:
         write(GgufSource(run.f16), run.onnx, progress=lambda done, total: watcher.progress("writing ONNX", done, total))
-    except (MissingExtraError, ModelError) as error:
+        held = read_rows(run.rows("validation"))
+        if len(held) >= MIN_ROWS:  # where they are fewer, the step `calibrate` tells of it
+            _fit_onnx(run, held, watcher).save(beside)
+    except (MissingExtraError, ModelError) as error:  # ONNX Runtime may be missing where onnx is there
         run.onnx.unlink(missing_ok=True)
         watcher.say(f"There is no ONNX model: {error}")
-        return
-    beside, held = run.onnx.with_name(CALIBRATION), read_rows(run.rows("validation"))
-    beside.unlink(missing_ok=True)
-    if len(held) < MIN_ROWS:  # the step `calibrate` tells of it
-        return
+
+
+def _fit_onnx(run: Run, held: Sequence[Row], watcher: Watcher) -> Calibration:
+    from smolcls.backends.onnx import OnnxClassifier
+
     names = run.task().names
     with OnnxClassifier(run.onnx, task=run.task()) as classifier:
         scored = _ask(classifier, held, watcher, "scoring validation rows, ONNX")
-        Calibration.fit(
+        return Calibration.fit(
             scored, [names.index(row.label) for row in held], task=classifier.task.fingerprint,
             model=classifier.model_fingerprint(), backend=classifier.name,
-        ).save(beside)  # fmt: skip
+        )  # fmt: skip
 
 
 def _modelfile(run: Run, watcher: Watcher) -> None:
