@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from smolcls.bounds import check_open_fraction, error_upper_bound
@@ -101,11 +101,14 @@ class Frontier:
         stages: the stages' names.
         proposed: on the half of the rows that named them.
         checked: the same chains on the other half; they need not be in order there, for nothing was chosen on it.
+        pools: for each stage the weights of its pool that the first half gave it, or None; None in all where none were
+            fitted, and the stages keep what they have.
     """
 
     stages: tuple[str, ...]
     proposed: tuple[Point, ...]
     checked: tuple[Point, ...]
+    pools: tuple[Mapping[str, float] | None, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,7 @@ class ChainFit:
         mean_latency_ms: milliseconds a row.
         shares: share of the rows that each stage answered.
         rows: the number of these rows.
+        pools: as the `Frontier` has them.
     """
 
     stages: tuple[str, ...]
@@ -132,6 +136,7 @@ class ChainFit:
     mean_latency_ms: float
     shares: tuple[float, ...]
     rows: int
+    pools: tuple[Mapping[str, float] | None, ...] | None = None
 
 
 def evaluate(measured: Measured, thresholds: Sequence[float]) -> Point:
@@ -209,16 +214,24 @@ def halve(families: Sequence[str], seed: int = SEED) -> tuple[list[int], list[in
     )
 
 
-def explore(measured: Measured, *, seed: int = SEED, budget: int = BUDGET) -> Frontier:
+def explore(measured: Measured, *, pool: bool = False, seed: int = SEED, budget: int = BUDGET) -> Frontier:
     """The frontier that one half of the rows proposes, and what its chains do on the other half.
+
+    Args:
+        pool: first give each stage a pool with the stages before it, its weights fitted on the half that proposes.
 
     Raises:
         InputError: fewer than two families of rows.
     """
     proposing, judging = halve(measured.families, seed)
+    pools = None
+    if pool and measured.opinions is not None:
+        pools = measured.opinions.only(proposing).fit_pools()
+        measured = measured.pooled(pools)
     proposed = propose(measured.only(proposing), budget)
     unseen = measured.only(judging)
-    return Frontier(measured.stages, tuple(proposed), tuple(evaluate(unseen, point.thresholds) for point in proposed))
+    checked = tuple(evaluate(unseen, point.thresholds) for point in proposed)
+    return Frontier(measured.stages, tuple(proposed), checked, pools)
 
 
 def choose(frontier: Frontier, aim: Aim) -> ChainFit:
@@ -247,6 +260,7 @@ def choose(frontier: Frontier, aim: Aim) -> ChainFit:
         point.mean_latency_ms,
         point.shares,
         point.rows,
+        frontier.pools,
     )
 
 

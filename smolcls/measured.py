@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from smolcls.classifier import check_labels, check_texts
 from smolcls.errors import BackendError, InputError, SmolclsError, require
+from smolcls.pool import fit_weights, pool_rows
 from smolcls.prediction import Prediction
 from smolcls.runner import StageRunner
 from smolcls.stage import Stage
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Progress = Callable[[str, int, int], None]
+Pool = Mapping[str, float]
 
 
 class Labelled(Protocol):
@@ -35,6 +37,67 @@ class Labelled(Protocol):
 
 
 @dataclass(frozen=True)
+class Opinions:
+    """What each stage said to each row, for pools to be fitted on.
+
+    Attributes:
+        stages: the stages' names.
+        probabilities: shape (stages, rows, labels).
+        answered: shape (stages, rows): whether the stage gave a label; False where it abstained.
+        accepted: shape (stages, labels): whether the stage may answer with the label.
+        truth: shape (rows,): each row's label, by its place.
+    """
+
+    stages: tuple[str, ...]
+    probabilities: NDArray[np.float64]
+    answered: NDArray[np.bool_]
+    accepted: NDArray[np.bool_]
+    truth: NDArray[np.int64]
+
+    def only(self, rows: list[int]) -> Opinions:
+        """The rows at these positions."""
+        return replace(
+            self, probabilities=self.probabilities[:, rows], answered=self.answered[:, rows],
+            truth=self.truth[rows],
+        )  # fmt: skip
+
+    def fit_pools(self) -> tuple[Pool | None, ...]:
+        """For each stage the weights of its pool with the stages before it (`smolcls.pool`), or None.
+
+        The first stage has none; nor has one whose name stood there before, which is asked again where others failed.
+        """
+        found: list[Pool | None] = []
+        members: list[int] = []
+        for place, name in enumerate(self.stages):
+            if name in self.stages[:place]:
+                found.append(None)
+                continue
+            members.append(place)
+            if len(members) == 1:
+                found.append(None)
+                continue
+            weights = fit_weights(self.probabilities[members], self.truth)
+            rounded = {
+                self.stages[member]: round(float(weight), 3) for member, weight in zip(members, weights, strict=True)
+            }
+            found.append({other: weight for other, weight in rounded.items() if weight > 0 or other == name})
+        return tuple(found)
+
+    def confidence_and_right(self, pools: Sequence[Pool | None]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Both as in `Measured`, with the pools that the stages have."""
+        import numpy as np
+
+        said = self.probabilities.copy()
+        for place, pool in enumerate(pools):
+            if pool is not None:
+                members = [place if name == self.stages[place] else self.stages.index(name) for name in pool]
+                said[place] = pool_rows(self.probabilities[members], np.array(list(pool.values())))
+        likeliest = said.argmax(axis=2)
+        may = self.answered & np.take_along_axis(self.accepted, likeliest, axis=1)
+        return np.where(may, said.max(axis=2), -math.inf), likeliest == self.truth
+
+
+@dataclass(frozen=True)
 class Measured:
     """What each stage answered to each row, and how long it took.
 
@@ -45,6 +108,7 @@ class Measured:
         right: shape (stages, rows): whether the stage's likeliest label is the row's.
         latency_ms: shape (stages, rows).
         families: one a row; rows of one family resemble each other.
+        opinions: what pools are fitted on; None where there shall be none.
     """
 
     stages: tuple[str, ...]
@@ -52,11 +116,20 @@ class Measured:
     right: NDArray[np.bool_]
     latency_ms: NDArray[np.float64]
     families: tuple[str, ...]
+    opinions: Opinions | None = None
 
     def only(self, rows: list[int]) -> Measured:
         """The rows at these positions."""
-        families = tuple(self.families[row] for row in rows)
-        return Measured(self.stages, self.confidence[:, rows], self.right[:, rows], self.latency_ms[:, rows], families)
+        return Measured(
+            self.stages, self.confidence[:, rows], self.right[:, rows], self.latency_ms[:, rows],
+            tuple(self.families[row] for row in rows), None if self.opinions is None else self.opinions.only(rows),
+        )  # fmt: skip
+
+    def pooled(self, pools: Sequence[Pool | None]) -> Measured:
+        """The same rows, answered with these pools, one a stage."""
+        assert self.opinions is not None
+        confidence, right = self.opinions.confidence_and_right(pools)
+        return replace(self, confidence=confidence, right=right)
 
 
 def measure(
@@ -80,17 +153,24 @@ def measure(
         raise InputError("A chain is fitted on labelled rows; found none.")
     check_labels(task.names, (row.label for row in rows))
     shape = (len(stages), len(texts))
-    confidence, right, latency_ms = np.full(shape, -math.inf), np.zeros(shape, dtype=bool), np.zeros(shape)
+    said, answered, latency_ms = np.zeros((*shape, len(task.names))), np.zeros(shape, dtype=bool), np.zeros(shape)
     for number, stage in enumerate(stages):
         for place, (prediction, spent) in enumerate(_answers(stage, task, texts)):
-            if prediction.label is not None and stage.least_confidence(prediction.label) is not None:
-                confidence[number, place] = prediction.confidence
-            likeliest = max(task.names, key=lambda name: prediction.probabilities[name])
-            right[number, place] = likeliest == rows[place].label
+            said[number, place] = [prediction.probabilities[name] for name in task.names]
+            answered[number, place] = prediction.label is not None
             latency_ms[number, place] = spent
             if progress is not None:
                 progress(f"{number + 1}. {stage.name}", place + 1, len(texts))
-    return Measured(tuple(stage.name for stage in stages), confidence, right, latency_ms, families(rows))
+    names = tuple(stage.name for stage in stages)
+    opinions = Opinions(
+        names,
+        said,
+        answered,
+        np.array([[stage.least_confidence(name) is not None for name in task.names] for stage in stages]),
+        np.array([task.names.index(row.label) for row in rows]),
+    )
+    confidence, right = opinions.confidence_and_right([stage.pool for stage in stages])
+    return Measured(names, confidence, right, latency_ms, families(rows), opinions)
 
 
 def _answers(stage: Stage, task: Task, texts: Sequence[str]) -> Iterator[tuple[Prediction, float]]:

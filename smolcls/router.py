@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from smolcls.errors import (
     ModelError,
     SmolclsError,
 )
+from smolcls.pool import pool
 from smolcls.prediction import Prediction, StageTrace
 from smolcls.runner import StageRunner
 from smolcls.stage import Stage
@@ -53,8 +54,8 @@ class ConfidenceRouter(Classifier):
         chain_fit: what `fit` found out about this router, for one that it made.
 
     Raises:
-        ConfigError: no stages; a stage names a label that the task does not have, or was given a
-            classifier with other labels.
+        ConfigError: no stages; a stage names a label that the task does not have, was given a classifier with other
+            labels, or pools a stage that is not one before it.
     """
 
     name: ClassVar[str] = "router"
@@ -80,6 +81,7 @@ class ConfidenceRouter(Classifier):
                     f"The stage {stage.name!r} names the label {label!r} in accept or threshold; "
                     f"the task's are {', '.join(self.task.names)}."
                 )
+        _check_pools(made)
         self._runners = [StageRunner(stage, self.task, clock) for stage in made]
 
     @property
@@ -148,9 +150,10 @@ class ConfidenceRouter(Classifier):
         target_accuracy: float | None = None,
         max_latency_ms: float | None = None,
         confidence: float = 0.95,
+        pool: bool = True,
         progress: Progress | None = None,
     ) -> ConfidenceRouter:
-        """A new router with the stages of this one and thresholds fitted on held-out rows, for one of three aims.
+        """A new router with this one's stages, thresholds and pools fitted on held-out rows, for one of three aims.
 
         See `smolcls.chain` for the method. Thresholds of a stage by label become one for all; the labels in
         `accept` stay the ones that it takes. The result is in `chain_fit`, with a bound on the accuracy.
@@ -161,6 +164,8 @@ class ConfidenceRouter(Classifier):
             target_accuracy: the fastest chain that is so accurate on the rows that propose it.
             max_latency_ms: the most accurate chain whose mean latency is within this.
             confidence: probability that the bound holds.
+            pool: let what earlier stages said about a text count in each stage's answer, with weights fitted on the
+                rows; else the stages keep the pools that they have.
             progress: called with the stage that is measured, the rows done, and the rows in all.
 
         Raises:
@@ -172,12 +177,14 @@ class ConfidenceRouter(Classifier):
         from smolcls.measured import measure
 
         aim = chain.Aim(max_error, target_accuracy, max_latency_ms, confidence)
-        found = chain.choose(chain.explore(measure(self.stages, self.task, rows, progress)), aim)
+        found = chain.choose(chain.explore(measure(self.stages, self.task, rows, progress), pool=pool), aim)
         return self.with_fit(found)
 
     def with_fit(self, found: ChainFit) -> ConfidenceRouter:
-        """A new router with the stages of this one and the thresholds of a fit."""
+        """A new router with the stages of this one and the thresholds and pools of a fit."""
         stages = [stage.with_threshold(cut) for stage, cut in zip(self.stages, found.thresholds, strict=True)]
+        if found.pools is not None:
+            stages = [replace(stage, pool=pool) for stage, pool in zip(stages, found.pools, strict=True)]
         fitted = ConfidenceRouter(stages, task=self.task, min_confidence=self.min_confidence)
         fitted.chain_fit = found
         return fitted
@@ -200,6 +207,17 @@ class ConfidenceRouter(Classifier):
         )
 
 
+def _check_pools(stages: Sequence[Stage]) -> None:
+    for place, stage in enumerate(stages):
+        before = [other.name for other in stages[:place]]
+        for name in stage.pool or ():
+            if name != stage.name and before.count(name) != 1:
+                raise ConfigError(
+                    f"The stage {stage.name!r} pools {name!r}, which must name one stage before it; those are "
+                    f"{', '.join(before) or 'none'}."
+                )
+
+
 class _Call:
     """One text on its way down the chain."""
 
@@ -209,10 +227,14 @@ class _Call:
         self.spent_ms = 0.0
         self.answer: Prediction | None = None
         self.proposals: list[Prediction] = []
+        self._opinions: dict[str, Mapping[str, float]] = {}  # by stage
 
     def consider(self, prediction: Prediction, stage: Stage, latency_ms: float, *, last: bool) -> None:
         """Take a stage's prediction as the answer, or note why not."""
+        prediction, others = self._pool(prediction, stage)
         outcome, reason = judge(prediction, stage, last=last)
+        if others:
+            reason += f", pooled with {', '.join(others)}"
         self._note(StageTrace(stage.name, outcome, reason, prediction.label, prediction.confidence, latency_ms))
         self.trace += [replace(step, stage=f"{stage.name}/{step.stage}") for step in prediction.trace]
         if outcome == "accepted":
@@ -229,6 +251,17 @@ class _Call:
         if self.answer is not None:
             return self.answer
         return max(self.proposals, key=lambda prediction: prediction.confidence, default=None)
+
+    def _pool(self, prediction: Prediction, stage: Stage) -> tuple[Prediction, list[str]]:
+        """The prediction with the stage's pool in it, and the other stages that speak in it."""
+        self._opinions[stage.name] = prediction.probabilities
+        if stage.pool is None or not set(stage.pool) <= set(self._opinions):
+            return prediction, []
+        found = pool(self._opinions, stage.pool)
+        likeliest = max(found, key=found.__getitem__)
+        label = None if prediction.label is None else likeliest  # one that abstains gives no label with others' help
+        others = [name for name, weight in stage.pool.items() if name != stage.name and weight > 0]
+        return replace(prediction, label=label, confidence=found[likeliest], probabilities=found), others
 
     def _note(self, step: StageTrace) -> None:
         self.trace.append(step)

@@ -58,6 +58,7 @@ _STAGE_KEYS: dict[str, type | tuple[type, ...]] = {
     "backoff": (int, float),
     "failures": int,
     "cooldown": (int, float),
+    "pool": dict,
     "options": dict,
 }
 

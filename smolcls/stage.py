@@ -13,6 +13,7 @@ from smolcls.classifier import Classifier, check_fraction
 from smolcls.errors import ConfigError
 from smolcls.task import check_count
 
+_LARGEST_WEIGHT = 100.0
 _LONGEST_TIME = 1e9  # seconds that an option may say; every system's clock bears it
 
 
@@ -32,6 +33,9 @@ class Stage:
         backoff: seconds before the first retry, doubled for each further one, a minute at most.
         failures: failures in a row that open the stage's circuit breaker.
         cooldown: seconds the breaker stays open before one call probes the stage again.
+        pool: weights, by the stages' names, of this stage's probabilities and of those that earlier stages gave for
+            the same text: its answer is then the pool of them (`smolcls.pool`). Where one of them could not answer,
+            the stage's own stands. `ConfidenceRouter.fit` finds weights.
         options: keyword arguments for `smolcls.load`.
         name: the stage's name in traces; the specification by default.
 
@@ -47,6 +51,7 @@ class Stage:
     backoff: float = 0.05
     failures: int = 3
     cooldown: float = 30.0
+    pool: Mapping[str, float] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = ""
 
@@ -69,6 +74,18 @@ class Stage:
         if not self.name:
             named = self.classifier if isinstance(self.classifier, str) else self.classifier.name
             object.__setattr__(self, "name", named)
+        if self.pool is not None:
+            self._check_pool(self.pool)
+
+    def _check_pool(self, pool: Mapping[str, float]) -> None:
+        if not isinstance(pool, Mapping) or not _are_names(pool) or self.name not in pool:
+            raise ConfigError(
+                f"A stage's pool has weights by the names of stages, its own {self.name!r} among them; found {pool!r}."
+            )
+        for name, weight in pool.items():
+            number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+            if not number or not 0 <= weight <= _LARGEST_WEIGHT:
+                raise ConfigError(f"A stage's pool[{name!r}] must be a number from 0 to 100; found {weight!r}.")
 
     def least_confidence(self, label: str) -> float | None:
         """The confidence at which an answer with this label is taken, or None where it never is."""

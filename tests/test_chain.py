@@ -12,7 +12,7 @@ from smolcls import ConfidenceRouter, ConfigError, InputError, Stage, Task, chai
 from smolcls.backends.fake import FakeClassifier
 from smolcls.chain import Aim, Frontier, Point
 from smolcls.data.rows import Row
-from smolcls.measured import Measured, measure
+from smolcls.measured import Measured, Opinions, measure
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("scipy.stats")
@@ -91,6 +91,27 @@ def test_the_arithmetic_is_what_a_router_does(seed: int, thresholds: tuple[float
     answers = router.classify_batch(texts)
     assert point.errors == sum(answer.label != row.label for answer, row in zip(answers, rows, strict=True))
     asked = [sum(len(answer.trace) == stage + 1 for answer in answers) / len(texts) for stage in range(3)]
+    assert point.shares == pytest.approx(asked)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0, 0.0), (0.7, 0.9, 0.0), (1.0, 1.0, 0.0)])
+def test_with_pools_too(seed: int, thresholds: tuple[float, ...]) -> None:
+    draw = random.Random(seed)
+    texts = [f"text {number}" for number in range(40)]
+    rows = [Row(text, draw.choice(COLOURS.names)) for text in texts]
+    answers = [{text: (draw.choice(COLOURS.names), draw.uniform(0.51, 1)) for text in texts} for _ in THREE]
+    stages = [
+        Stage(FakeClassifier(answer, task=COLOURS), name=name) for answer, name in zip(answers, THREE, strict=True)
+    ]
+    stages[0] = replace(stages[0], accept=["red"])
+    pools = ({"cheap": 0.3, "middle": 0.8}, {"costly": 0.5, "cheap": 0.6})
+    stages[1:] = [replace(stage, pool=pool) for stage, pool in zip(stages[1:], pools, strict=True)]
+    stages = [stage.with_threshold(cut) for stage, cut in zip(stages, thresholds, strict=True)]
+    point = chain.evaluate(measure(stages, COLOURS, rows), thresholds)
+    predictions = ConfidenceRouter(stages, task=COLOURS).classify_batch(texts)
+    assert point.errors == sum(answer.label != row.label for answer, row in zip(predictions, rows, strict=True))
+    asked = [sum(len(answer.trace) == stage + 1 for answer in predictions) / len(texts) for stage in range(3)]
     assert point.shares == pytest.approx(asked)
 
 
@@ -216,6 +237,56 @@ def test_exactly_one_aim_in_its_range() -> None:
         Aim(max_latency_ms=-1)
     with pytest.raises(ConfigError, match="confidence must be a number above 0 and below 1; found 95"):
         Aim(max_error=0.1, confidence=95)
+
+
+# Pools
+
+
+def opinions(rows: int, seed: int, names: tuple[str, ...] = ("cheap", "costly")) -> Measured:
+    """Stages that each see the truth through noise of their own."""
+    draw = np.random.default_rng(seed)
+    truth = draw.integers(0, 3, rows)
+    scores = draw.normal(0.0, 1.0, (len(names), rows, 3)) + 1.5 * (np.arange(3) == truth[:, None])
+    said = np.exp(1.5 * scores)
+    said /= said.sum(axis=2, keepdims=True)
+    given = Opinions(names, said, np.ones(said.shape[:2], bool), np.ones((len(names), 3), bool), truth)
+    confidence, right = given.confidence_and_right([None] * len(names))
+    latency = np.repeat(np.arange(1.0, len(names) + 1)[:, None], rows, axis=1)
+    return Measured(names, confidence, right, latency, tuple(map(str, range(rows))), given)
+
+
+def test_a_pool_is_fitted_on_the_rows_that_propose_and_tells_more_than_its_stages() -> None:
+    rows = opinions(2000, seed=1)
+    found, alone = chain.explore(rows, pool=True), chain.explore(rows)
+    proposing, _ = chain.halve(rows.families)
+    assert rows.opinions is not None
+    assert found.pools == rows.opinions.only(proposing).fit_pools()
+    assert alone.pools is None
+    assert found.checked[-1].accuracy > alone.checked[-1].accuracy + 0.03
+    fitted = chain.choose(found, Aim(max_latency_ms=9.0))
+    assert fitted.pools == found.pools
+
+
+def test_a_name_that_stood_there_before_gets_no_pool_and_stands_in_none() -> None:
+    given = opinions(200, seed=2, names=("a", "b", "a", "c")).opinions
+    assert given is not None
+    first, second, again, last = given.fit_pools()
+    assert (first, again) == (None, None)
+    assert second is not None
+    assert set(second) == {"a", "b"}
+    assert last is not None
+    assert set(last) == {"a", "b", "c"}
+
+
+def test_a_stage_that_abstains_or_may_not_answer_so_does_neither_with_a_pool() -> None:
+    given = opinions(50, seed=3).opinions
+    assert given is not None
+    given.answered[1, :10] = False
+    given.accepted[1, 0] = False
+    confidence, _ = given.confidence_and_right([None, {"cheap": 1.0, "costly": 1.0}])
+    product = given.probabilities.prod(axis=0)
+    silent = (np.arange(50) < 10) | (product.argmax(axis=1) == 0)
+    assert (np.isneginf(confidence[1]) == silent).all()
 
 
 # The promise

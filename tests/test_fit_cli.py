@@ -85,11 +85,21 @@ def test_the_chosen_chain_is_marked_summed_up_and_written(rows: str) -> None:
     assert [line[:1] for line in lines[1:3]] == [" ", "*"]
     assert "on 150 rows, at least 90.00% with confidence 95.0%" in lines[3]
     assert lines[3].endswith("thresholds rules 0.949999")
-    assert lines[4] == "wrote smolcls.toml"
+    own, others = float(lines[4].split()[-1]), float(lines[4].split()[-3].rstrip(","))
+    assert lines[4] == f"linear pools: rules {others:g}, linear {own:g}"
+    assert lines[5] == "wrote smolcls.toml"
     router = load_router("smolcls.toml")
     assert router.task.names == ("red", "blue")
     assert [(stage.accept, stage.threshold) for stage in router.stages] == [(["red"], 0.949999), (None, 0.0)]
+    assert [stage.pool for stage in router.stages] == [None, {"rules": others, "linear": own}]
     assert Path("plots/frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_pools_each_stage_speaks_for_itself(rows: str) -> None:
+    result = fit(rows, "--max-error", "0.1", "--no-pool", "--out", "smolcls.toml")
+    assert result.exit_code == 0, result.output
+    assert "pools" not in result.stdout
+    assert "pool" not in Path("smolcls.toml").read_text()
 
 
 def test_a_file_that_is_there_is_kept_but_for_force(rows: str) -> None:

@@ -18,7 +18,7 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 #: From the bottom up: a module imports only what stands in a lower row. A package stands for all it holds.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "prediction", "files"),
-    ("task", "bounds", "lines"),
+    ("task", "bounds", "lines", "pool"),
     ("prompt", "calibration", "scan", "native", "conformal", "threshold", "metrics"),
     ("scoring", "classifier"),
     ("export", "novelty", "workers"),

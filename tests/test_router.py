@@ -23,6 +23,52 @@ def outcomes(prediction: Prediction) -> list[tuple[str, str]]:
     return [(step.stage, step.outcome) for step in prediction.trace]
 
 
+# Pools
+
+
+def pooling(*others: Stage, threshold: float = 0.0) -> ConfidenceRouter:
+    """Behind the others, a stage that says `prompt` at 0.6 and pools what `first` said at half its weight."""
+    last = Stage(says("prompt", 0.6), threshold=threshold, name="last", pool={"first": 0.5, "last": 1.0})
+    return ConfidenceRouter([*others, last, LAST])
+
+
+def test_what_an_unsure_stage_said_counts_beside_a_later_one() -> None:
+    prediction = pooling(Stage(says("workflow", 0.9), threshold=0.95, name="first"), threshold=0.5).classify("a")
+    # 0.6 · √0.05 for prompt, 0.2 · √0.9 for workflow, 0.2 · √0.05 for command
+    parts = {"command": 0.2 * 0.05**0.5, "prompt": 0.6 * 0.05**0.5, "workflow": 0.2 * 0.9**0.5}
+    total = sum(parts.values())
+    assert prediction.probabilities == pytest.approx({name: part / total for name, part in parts.items()})
+    assert list(prediction.probabilities) == list(NAMES)
+    assert prediction.label == "workflow"
+    assert prediction.confidence == prediction.probabilities["workflow"]
+    assert prediction.trace[1].reason == "confidence 0.51 reaches 0.50, pooled with first"
+    assert prediction.trace[1].label == "workflow"
+
+
+def test_where_a_pooled_stage_has_not_answered_a_stage_speaks_for_itself() -> None:
+    def broken(text: str) -> Answer:
+        raise BackendError("no luck")
+
+    prediction = pooling(Stage(FakeClassifier(broken), name="first")).classify("a")
+    assert prediction.label == "prompt"
+    assert prediction.confidence == pytest.approx(0.6)
+    assert prediction.trace[1].reason == "confidence 0.60 reaches 0.00"
+
+
+def test_a_stage_that_abstains_does_so_with_a_pool_and_counts_in_one() -> None:
+    abstaining = FakeClassifier("prompt", confidence=0.6, min_confidence=0.8)
+    router = ConfidenceRouter(
+        [
+            Stage(abstaining, name="first"),
+            Stage(abstaining, name="second", pool={"first": 9, "second": 9}),
+            Stage(says("prompt", 0.6), name="last", pool={"first": 1.0, "last": 1.0}),
+        ]
+    )
+    prediction = router.classify("a")
+    assert [step.outcome for step in prediction.trace] == ["abstained", "abstained", "accepted"]
+    assert prediction.confidence == pytest.approx(0.36 / (0.36 + 2 * 0.04))
+
+
 # Thresholds and accepted labels
 
 

@@ -35,6 +35,7 @@ use = "fake:workflow"
 threshold = 0.5
 accept = ["command", "workflow"]
 timeout = 0.5
+pool = { first = 0.5, "fake:workflow" = 1 }
 
 [[stage]]
 use = "rules"
@@ -53,7 +54,13 @@ STAGES = [
         cooldown=60,
         options={"confidence": 0.5, "min_confidence": 0.25},
     ),
-    Stage("fake:workflow", threshold=0.5, accept=["command", "workflow"], timeout=0.5),
+    Stage(
+        "fake:workflow",
+        threshold=0.5,
+        accept=["command", "workflow"],
+        timeout=0.5,
+        pool={"first": 0.5, "fake:workflow": 1},
+    ),
     Stage("rules"),
 ]
 

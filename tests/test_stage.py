@@ -55,6 +55,13 @@ def test_labels_are_all_that_the_options_name() -> None:
         ({"accept": "command"}, "accept takes labels with their thresholds, or a list of labels; found 'command'"),
         ({"accept": [1]}, "or a list of labels; found [1]"),
         ({"accept": 0.9}, "or a list of labels; found 0.9"),
+        (
+            {"pool": {"linear": 1.0}},
+            "weights by the names of stages, its own 'rules' among them; found {'linear': 1.0}",
+        ),
+        ({"pool": 0.5}, "weights by the names of stages, its own 'rules' among them; found 0.5"),
+        ({"pool": {"rules": -1}}, "A stage's pool['rules'] must be a number from 0 to 100; found -1"),
+        ({"pool": {"rules": math.nan}}, "A stage's pool['rules'] must be a number from 0 to 100; found nan"),
         ({"timeout": 0}, "A stage's timeout must be a number of seconds above 0, at most 1e9; found 0"),
         ({"timeout": math.inf}, "A stage's timeout must be a number of seconds above 0, at most 1e9; found inf"),
         ({"timeout": "1"}, "A stage's timeout must be a number of seconds above 0, at most 1e9; found '1'"),
@@ -91,6 +98,14 @@ def test_a_stage_that_cannot_be(options: dict[str, Any], message: str) -> None:
             "The stage 'rules' names the label 'spam' in accept or threshold; the task's are command, prompt",
         ),
         (lambda: ConfidenceRouter([Stage("rules", threshold={"spam": 0.5})]), "names the label 'spam'"),
+        (
+            lambda: ConfidenceRouter(["linear", Stage("rules", pool={"onnx": 1, "rules": 1}), "onnx"]),
+            "The stage 'rules' pools 'onnx', which must name one stage before it; those are linear.",
+        ),
+        (
+            lambda: ConfidenceRouter(["rules", "rules", Stage("linear", pool={"rules": 1, "linear": 1})]),
+            "The stage 'linear' pools 'rules', which must name one stage before it; those are rules, rules.",
+        ),
         (lambda: ConfidenceRouter([Stage("rules", accept={"spam": 0.5})]), "names the label 'spam'"),
         (
             lambda: ConfidenceRouter([FakeClassifier(task=Task(["a", "b"]))]),

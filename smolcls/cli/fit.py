@@ -35,6 +35,10 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--target-accuracy", type=float, metavar="0..1", help="Choose the fastest chain that is so accurate.")
 @click.option("--max-latency-ms", type=float, metavar="MS", help="Choose the most accurate chain of this mean latency.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Probability that the bound holds.")
+@click.option(
+    "--pool/--no-pool", default=True, show_default=True,
+    help="Let what earlier stages said about a text count in each stage's answer, with weights fitted on the rows.",
+)  # fmt: skip
 @click.option("--out", type=_FILE, help="Write the chosen chain as a smolcls.toml.")
 @click.option("--force", is_flag=True, help="Replace --out where it is there.")
 @click.option("--plot", type=_FILE, help="Draw accuracy against mean latency as a PNG.")
@@ -45,8 +49,9 @@ def command(
     """Fit the thresholds of a chain on the rows of DATA (JSONL, CSV, Parquet), which no stage was trained on.
 
     Half of the rows propose thresholds, the other half judge them: the table shows each chain on rows that had
-    no part in its choice, where rows of one "family" count as one. Give one of the three aims to have a chain
-    chosen; without one the table is all.
+    no part in its choice, where rows of one "family" count as one. A stage's answer pools what the stages before it
+    said, with weights from the first half. Give one of the three aims to have a chain chosen; without one the table
+    is all.
 
     \b
     smolcls fit rows.jsonl --stage rules@command --stage linear --stage llamacpp \\
@@ -56,7 +61,7 @@ def command(
     from smolcls.data.tables import read_table
     from smolcls.measured import measure
 
-    plot = others.pop("plot")
+    plot, pool = others.pop("plot"), others.pop("pool")
     aim = (
         chain.Aim(**others)
         if any(value is not None for name, value in others.items() if name != "confidence")
@@ -72,7 +77,7 @@ def command(
             raise ConfigError(f"{out} is there already. Give --force to replace it, or another --out.")
         _text(router, task_name)  # what cannot be written is said before minutes are spent
     with router, StepBars() as bars:
-        frontier = chain.explore(measure(router.stages, router.task, read_table(data), bars.update))
+        frontier = chain.explore(measure(router.stages, router.task, read_table(data), bars.update), pool=pool)
     found = None
     try:
         found = None if aim is None else chain.choose(frontier, aim)
@@ -81,7 +86,7 @@ def command(
         if plot is not None:
             _draw(frontier, found, plot)
     if found is not None:
-        click.echo(_summary(found))
+        click.echo("\n".join([_summary(found), *_pools(found)]))
         if out is not None:
             write_text(out, _text(router.with_fit(found), task_name))
             click.echo(f"wrote {out}")
@@ -144,6 +149,15 @@ def _summary(found: ChainFit) -> str:
         f"chosen: accuracy {found.accuracy:.2%} on {found.rows} rows, at least {found.accuracy_lower:.2%} with "
         f"confidence {found.confidence:.1%}; {found.mean_latency_ms:.3g} ms a row; thresholds {cuts or 'none'}"
     )
+
+
+def _pools(found: ChainFit) -> list[str]:
+    """A line a stage that pools: the names and weights of what counts in it."""
+    return [
+        f"{printable(name)} pools: " + ", ".join(f"{printable(other)} {weight:g}" for other, weight in pool.items())
+        for name, pool in zip(found.stages, found.pools or (), strict=False)
+        if pool is not None
+    ]
 
 
 def _draw(frontier: Frontier, found: ChainFit | None, path: Path) -> None:
