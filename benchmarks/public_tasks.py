@@ -143,7 +143,7 @@ def requantised(data: Data, out: Path) -> Classifier:
 
 
 def chain(data: Data, out: Path) -> Classifier:
-    """The n-grams where they are sure enough, else the fine-tuned model: the threshold is the held-out rows' best."""
+    """The n-grams where they are sure enough, else the fine-tuned model with them: the held-out rows choose both."""
     linear, model = needed(out / "linear" / "model.safetensors", out / "smolcls" / "model.gguf")
     router = ConfidenceRouter([Stage(f"linear:{linear}"), Stage(f"llamacpp:{model}")], task=data.task)
     return router.fit(data.held, max_latency_ms=1e6)  # without a limit: the most accurate
@@ -264,7 +264,7 @@ def fit_of(classifier: Classifier) -> dict[str, Any]:
     """What was chosen on the held-out rows."""
     if isinstance(classifier, ConfidenceRouter) and classifier.chain_fit is not None:
         found = classifier.chain_fit
-        return {"stages": found.stages, "thresholds": found.thresholds, "shares": found.shares}
+        return {"stages": found.stages, "thresholds": found.thresholds, "pools": found.pools, "shares": found.shares}
     head, calibration = getattr(classifier, "head", None), classifier.calibration
     chosen = {} if head is None else {"strength": head.C}
     return {**chosen, "temperature": None if calibration is None else calibration.temperature}

@@ -47,6 +47,9 @@ DEFAULT = "default"
 EMBEDDED = {"onnx": "onnx", "llamacpp": "gguf"}
 #: Where n-grams answer without the model: from here up the chain lost no accuracy on rows that neither was trained on.
 SURE = 0.95
+#: How much the opinions of the default chain's stages count beside each other, fitted on the same rows.
+RULES_IN_N_GRAMS, N_GRAMS = 0.29, 0.91
+N_GRAMS_IN_MODEL, MODEL = 0.41, 0.82
 
 _STAGE_KEYS: dict[str, type | tuple[type, ...]] = {
     "use": str,
@@ -102,7 +105,8 @@ def router_from(chain: str, task: Task | None = None) -> ConfidenceRouter:
 def default_stages(task: Task | None = None) -> list[Stage]:
     """Rules for sure commands, n-grams for what they are sure of, the embedded model, then n-grams and rules.
 
-    A stage is left out where nothing was trained for the task, and the model also where its extra is missing.
+    A stage is left out where nothing was trained for the task, and the model also where its extra is missing. What
+    rules said counts in the n-grams' answer, and what those said in the model's.
 
     Args:
         task: the task to be decided; one without the label `command` has no first stage.
@@ -115,15 +119,16 @@ def default_stages(task: Task | None = None) -> list[Stage]:
     # A base that was not fine-tuned for the task answers at random, and is sure of it.
     model = None if shipped_adapter(wanted) is None else embedded()
     stages = []
-    if "command" in wanted.names and (n_grams or model is not None):
+    by_rules = "command" in wanted.names and (n_grams or model is not None)
+    if by_rules:
         stages.append(Stage("rules", accept={"command": 0.99}))
+    linear = Stage("linear", pool={"rules": RULES_IN_N_GRAMS, "linear": N_GRAMS} if by_rules else None)
     if model is not None:
         if n_grams:
-            stages.append(Stage("linear", threshold=SURE))
-        # Below one half the model is undecided between labels, and what stands below it may know more.
-        stages.append(Stage(model, threshold=0.5))
+            stages.append(linear.with_threshold(SURE))
+        stages.append(Stage(model, pool={"linear": N_GRAMS_IN_MODEL, model: MODEL} if n_grams else None))
     if n_grams:
-        stages.append(Stage("linear"))
+        stages.append(linear)
     return [*stages, Stage("rules")]
 
 

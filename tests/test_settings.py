@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -140,14 +141,14 @@ def test_a_working_folder_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: 
 
 
 COMMANDS = Stage("rules", accept={"command": 0.99})
-MODEL = Stage("onnx", threshold=0.5)
-N_GRAMS, RULES = Stage("linear"), Stage("rules")
+N_GRAMS, RULES = Stage("linear", pool={"rules": 0.29, "linear": 0.91}), Stage("rules")
 
 
 def test_the_default_with_the_embedded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded_is(monkeypatch, None, None)
-    assert default_stages() == [COMMANDS, Stage("linear", threshold=SURE), MODEL, N_GRAMS, RULES]
-    assert default_stages(SPAM) == [MODEL, RULES], "a task without n-grams, and without commands"
+    pooling = Stage("onnx", pool={"linear": 0.41, "onnx": 0.82})
+    assert default_stages() == [COMMANDS, replace(N_GRAMS, threshold=SURE), pooling, N_GRAMS, RULES]
+    assert default_stages(SPAM) == [Stage("onnx"), RULES], "a task without n-grams, and without commands"
     assert specifications(default_router(SPAM)) == specifications(router_from("default", SPAM)) == ["onnx", "rules"]
 
 
@@ -164,7 +165,7 @@ def test_the_embedded_model_runs_on_llama_cpp_where_onnx_runtime_is_missing(
 ) -> None:
     embedded_is(monkeypatch, reason, None)
     assert embedded() == "llamacpp"
-    assert default_stages(SPAM) == [Stage("llamacpp", threshold=0.5), RULES]
+    assert default_stages(SPAM) == [Stage("llamacpp"), RULES]
     embedded_is(monkeypatch, None, reason)
     assert embedded() == "onnx"
     embedded_is(monkeypatch, reason, reason)
