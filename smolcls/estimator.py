@@ -43,7 +43,7 @@ class SmolclsClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         engine: `linear` trains n-grams in seconds; `auto`, `shared`, `trl` and `unsloth` fine-tune a language model
-            in minutes to hours, and answer through llama.cpp.
+            in minutes to hours, and answer through ONNX Runtime where it is installed, else through llama.cpp.
         out: folder of the result, which a fine-tuning must not find used; None is a temporary one that lives as long
             as the estimator. Leave it out where several are fitted, as in a cross-validation.
         base: what is fine-tuned, as for `smolcls.train.TrainConfig`.
@@ -149,7 +149,8 @@ class SmolclsClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if self.engine == _LINEAR:
                 return _train_linear(task, labelled, out, settings, config.seed)
             write_rows(data, labelled)
-            return train(config, task=task).model
+            run = train(config, task=task)
+            return run.onnx if run.onnx.is_file() else run.model  # it is there where ONNX Runtime takes it
 
     def _keep(self, classifier: Classifier) -> None:
         """Answer with this classifier; it is closed, and a temporary folder removed, when the estimator goes."""

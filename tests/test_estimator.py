@@ -249,22 +249,26 @@ def test_a_language_model_is_fine_tuned_and_lives_as_long_as_the_estimator(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("file", "backend"), [("model.onnx", "onnx"), ("model.gguf", "llamacpp"), ("model.safetensors", "linear")]
+    ("file", "with_onnx", "backend"),
+    [("model.gguf", True, "onnx"), ("model.gguf", False, "llamacpp"), ("model.safetensors", False, "linear")],
 )
-def test_a_trained_models_file_says_which_backend_loads_it(
-    file: str, backend: str, monkeypatch: pytest.MonkeyPatch
+def test_what_a_run_has_left_says_which_backend_answers(
+    file: str, with_onnx: bool, backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    run = SimpleNamespace(model=tmp_path / file, onnx=tmp_path / "model.onnx")
+    if with_onnx:
+        run.onnx.touch()
     loaded: list[str] = []
 
     def load(spec: str, *, task: smolcls.Task) -> FakeClassifier:
         loaded.append(spec)
         return FakeClassifier(task=task)
 
-    monkeypatch.setattr("smolcls.train.train", lambda config, task: SimpleNamespace(model=Path("run") / file))
+    monkeypatch.setattr("smolcls.train.train", lambda config, task: run)
     monkeypatch.setattr("smolcls.estimator.load", load)
     made = SmolclsClassifier(engine="trl", base="base", out="run").fit(TEXTS, LABELS)
     assert len(made.predict(NEW)) == len(NEW)
-    assert loaded == [f"{backend}:{Path('run') / file}"]
+    assert loaded == [f"{backend}:{run.onnx if with_onnx else run.model}"]
 
 
 @needs_training
