@@ -18,10 +18,10 @@ from smolcls import prompt
 from smolcls.backends import _linear_file
 from smolcls.backends._linear_model import BLOCKS, LinearModel
 from smolcls.backends.linear import FILE, LinearClassifier
-from smolcls.calibration import MIN_ROWS, Calibration
+from smolcls.calibration import MIN_ROWS, Calibration, model_fingerprint
 from smolcls.data.rows import Row
 from smolcls.errors import InputError, require
-from smolcls.files import sha256, write_text
+from smolcls.files import write_text
 from smolcls.task import Task
 from smolcls.train.measure import measure
 
@@ -84,7 +84,7 @@ def train_linear(
             if rows:
                 scored = [score.log_probabilities for score in classifier.score_batch([row.text for row in rows])]
                 found[part] = measure(task.names, scored, _indices(task, rows), temperature)
-    content = {"model": sha256(path)[:16], "backend": "linear", "labels": list(task.names), **found}
+    content = {"model": model_fingerprint(path), "backend": "linear", "labels": list(task.names), **found}
     write_text(path.with_name(METRICS), json.dumps(content, indent=2) + "\n")
     return path
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from smolcls.build import CALIBRATION
-from smolcls.calibration import MIN_ROWS, Calibration
+from smolcls.calibration import MIN_ROWS, Calibration, model_fingerprint
 from smolcls.classifier import Classifier
 from smolcls.data.rows import SPLITS, Row, read_rows
 from smolcls.errors import MissingExtraError, ModelError
@@ -186,7 +186,7 @@ def _calibrate(run: Run, watcher: Watcher) -> None:
             f"{run.commands()[-1]}"
         )
         return
-    model = sha256(run.model)[:16]
+    model = model_fingerprint(run.model)
     Calibration.fit(scored, truth, task=run.task().fingerprint, model=model, backend="llamacpp").save(run.calibration)
 
 
@@ -194,7 +194,7 @@ def _evaluate(run: Run, watcher: Watcher) -> None:
     temperature = Calibration.load(run.calibration).temperature if run.calibration.is_file() else 1.0
     names = run.task().names
     found = {split: measure(names, *pair, temperature) for split, pair in _scored(run).items()}
-    content = {"model": sha256(run.model)[:16], "backend": "llamacpp", "labels": list(names), **found}
+    content = {"model": model_fingerprint(run.model), "backend": "llamacpp", "labels": list(names), **found}
     write_text(run.metrics, json.dumps(content, indent=2) + "\n")
 
 
