@@ -9,8 +9,8 @@ Held-out rows choose temperatures, checkpoints and the chain's thresholds, with 
 
 Each method trains and answers in a process of its own, and leaves its figures as JSON in DIR; those that are there are
 not made again, and an interrupted fine-tuning goes on. `smolcls` answers in the quantisation that training chooses,
-Q8_0, and `q4_k_m` is the same model in that one. `chain` is made of `linear` and `smolcls`, which come first. `codes`
-is `smolcls` with two capitals, one token, in each label's place.
+Q8_0 on llama.cpp; `q4_k_m` is the same model in that one, `onnx` on ONNX Runtime. `chain` is made of `linear` and
+`onnx`, whose trainings come first. `codes` is `smolcls` with two capitals, one token, in each label's place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 from smolcls import Classifier, ConfidenceRouter, Prediction, Stage, Task, load
 from smolcls.data.rows import Row, read_rows, write_rows
 
-METHODS = ("linear", "minilm", "smolcls", "q4_k_m", "codes", "setfit", "chain")
+METHODS = ("linear", "minilm", "smolcls", "q4_k_m", "onnx", "codes", "setfit", "chain")
 FINE_TUNED = ("smolcls", "codes")
 INSTRUCTIONS = {
     "banking77": "Name the intent of the customer's message.",
@@ -144,8 +144,10 @@ def requantised(data: Data, out: Path) -> Classifier:
 
 def chain(data: Data, out: Path) -> Classifier:
     """The n-grams where they are sure enough, else the fine-tuned model with them: the held-out rows choose both."""
-    linear, model = needed(out / "linear" / "model.safetensors", out / "smolcls" / "model.gguf")
-    router = ConfidenceRouter([Stage(f"linear:{linear}"), Stage(f"llamacpp:{model}")], task=data.task)
+    linear, model = needed(out / "linear" / "model.safetensors", out / "smolcls" / "onnx" / "model.onnx")
+    router = ConfidenceRouter(
+        [Stage(f"linear:{linear}", name="linear"), Stage(f"onnx:{model}", name="smolcls")], task=data.task
+    )
     return router.fit(data.held, max_latency_ms=1e6)  # without a limit: the most accurate
 
 
@@ -163,6 +165,9 @@ def make(method: str, data: Data, out: Path) -> Classifier:
         return fine_tuned(data, out, method)
     if method == "q4_k_m":
         return requantised(data, out)
+    if method == "onnx":
+        [model] = needed(out / "smolcls" / "onnx" / "model.onnx")
+        return load(f"onnx:{model}", task=data.task)
     if method == "chain":
         return chain(data, out)
     import baselines
