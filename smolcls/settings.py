@@ -47,9 +47,12 @@ DEFAULT = "default"
 EMBEDDED = {"onnx": "onnx", "llamacpp": "gguf"}
 #: Where n-grams answer without the model: from here up the chain lost no accuracy on rows that neither was trained on.
 SURE = 0.92
-#: How much the opinions of the default chain's stages count beside each other, fitted on the same rows.
-RULES_IN_N_GRAMS, N_GRAMS = 0.29, 0.91
-N_GRAMS_IN_MODEL, MODEL = 0.41, 0.82
+#: What each stage of the default chain pools, fitted on the same rows.
+POOLS = {
+    "linear": {"rules": 0.29, "linear": 0.91},
+    "onnx": {"linear": 0.41, "onnx": 0.82},
+    "llamacpp": {"linear": 0.41, "llamacpp": 0.82},
+}
 
 _STAGE_KEYS: dict[str, type | tuple[type, ...]] = {
     "use": str,
@@ -122,11 +125,11 @@ def default_stages(task: Task | None = None) -> list[Stage]:
     by_rules = "command" in wanted.names and (n_grams or model is not None)
     if by_rules:
         stages.append(Stage("rules", accept={"command": 0.99}))
-    linear = Stage("linear", pool={"rules": RULES_IN_N_GRAMS, "linear": N_GRAMS} if by_rules else None)
+    linear = Stage("linear", pool=POOLS["linear"] if by_rules else None)
     if model is not None:
         if n_grams:
             stages.append(linear.with_threshold(SURE))
-        stages.append(Stage(model, pool={"linear": N_GRAMS_IN_MODEL, model: MODEL} if n_grams else None))
+        stages.append(Stage(model, pool=POOLS[model] if n_grams else None))
     if n_grams:
         stages.append(linear)
     return [*stages, Stage("rules")]
