@@ -64,23 +64,23 @@ class Opinions:
     def fit_pools(self) -> tuple[Pool | None, ...]:
         """For each stage the weights of its pool with the stages before it (`smolcls.pool`), or None.
 
-        The first stage has none; nor has one whose name stood there before, which is asked again where others failed.
+        The first stage has none; nor has one whose name stood there before, which is asked again where others failed,
+        nor one in which no opinion counts.
         """
-        found: list[Pool | None] = []
+        found: list[Pool | None] = [None] * len(self.stages)
         members: list[int] = []
         for place, name in enumerate(self.stages):
             if name in self.stages[:place]:
-                found.append(None)
                 continue
             members.append(place)
-            if len(members) == 1:
-                found.append(None)
-                continue
-            weights = fit_weights(self.probabilities[members], self.truth)
-            rounded = {
-                self.stages[member]: round(float(weight), 3) for member, weight in zip(members, weights, strict=True)
-            }
-            found.append({other: weight for other, weight in rounded.items() if weight > 0 or other == name})
+            if len(members) > 1:
+                weights = fit_weights(self.probabilities[members], self.truth)
+                named = {
+                    self.stages[member]: round(float(weight), 3)
+                    for member, weight in zip(members, weights, strict=True)
+                }
+                if any(named.values()):
+                    found[place] = {other: weight for other, weight in named.items() if weight > 0 or other == name}
         return tuple(found)
 
     def confidence_and_right(self, pools: Sequence[Pool | None]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

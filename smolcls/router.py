@@ -255,13 +255,14 @@ class _Call:
     def _pool(self, prediction: Prediction, stage: Stage) -> tuple[Prediction, list[str]]:
         """The prediction with the stage's pool in it, and the other stages that speak in it."""
         self._opinions[stage.name] = prediction.probabilities
-        if stage.pool is None or not set(stage.pool) <= set(self._opinions):
+        counting = {name: weight for name, weight in (stage.pool or {}).items() if weight > 0}
+        if not counting or not set(counting) <= set(self._opinions):
             return prediction, []
-        found = pool(self._opinions, stage.pool)
+        found = pool(self._opinions, counting)
         likeliest = max(found, key=found.__getitem__)
         label = None if prediction.label is None else likeliest  # one that abstains gives no label with others' help
-        others = [name for name, weight in stage.pool.items() if name != stage.name and weight > 0]
-        return replace(prediction, label=label, confidence=found[likeliest], probabilities=found), others
+        pooled = replace(prediction, label=label, confidence=found[likeliest], probabilities=found)
+        return pooled, [name for name in counting if name != stage.name]
 
     def _note(self, step: StageTrace) -> None:
         self.trace.append(step)

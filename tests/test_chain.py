@@ -278,6 +278,12 @@ def test_a_name_that_stood_there_before_gets_no_pool_and_stands_in_none() -> Non
     assert set(last) == {"a", "b", "c"}
 
 
+def test_a_stage_beside_which_no_opinion_counts_has_no_pool() -> None:
+    given = opinions(200, seed=4).opinions
+    assert given is not None
+    assert replace(given, truth=given.probabilities.sum(axis=0).argmin(axis=1)).fit_pools() == (None, None)
+
+
 def test_a_stage_that_abstains_or_may_not_answer_so_does_neither_with_a_pool() -> None:
     given = opinions(50, seed=3).opinions
     assert given is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -51,10 +51,12 @@ class Behaviour:
     accept: list[str] | None
     abstains_below: float
     failures: int
+    weights: tuple[float, ...] | None
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str, before: Sequence[str] = ()) -> Stage:
         fake = FakeClassifier(self._answer, min_confidence=self.abstains_below)
-        return Stage(fake, threshold=self.threshold, accept=self.accept, failures=self.failures, name=name)
+        pool = None if self.weights is None else dict(zip([name, *before], self.weights, strict=False))
+        return Stage(fake, threshold=self.threshold, accept=self.accept, failures=self.failures, name=name, pool=pool)
 
     def _answer(self, text: str) -> tuple[str, float]:
         answer = self.answers[text]
@@ -73,6 +75,7 @@ behaviours = st.builds(
     accept=st.none() | st.lists(st.sampled_from(NAMES), unique=True),
     abstains_below=st.just(0.0) | confidences,
     failures=st.integers(1, 3),
+    weights=st.none() | st.tuples(*[st.floats(0.0, 2.0)] * 4),
 )
 batches = st.lists(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4), min_size=1, max_size=5)
 
@@ -107,7 +110,9 @@ def check(prediction: Prediction, chain: list[str], min_confidence: float) -> No
 def test_random_chains(chain: list[Behaviour], batches: list[list[str]], min_confidence: float, passing: float) -> None:
     clock = Clock()
     names = [f"stage {number}" for number in range(len(chain))]
-    stages = [behaviour.stage(name) for behaviour, name in zip(chain, names, strict=True)]
+    stages = [
+        behaviour.stage(name, names[:place]) for place, (behaviour, name) in enumerate(zip(chain, names, strict=True))
+    ]
     router = ConfidenceRouter(stages, min_confidence=min_confidence, clock=clock)
     for texts in batches:
         clock.now += passing
