@@ -68,7 +68,15 @@ def growth(samples: Sequence[Usage]) -> tuple[bool, dict[str, Any]]:
     limits = asdict(ALLOWED) | {"rss_mb": max(ALLOWED.rss_mb, 0.05 * first.rss_mb)}
     before, after = asdict(first), asdict(last)
     fine = all(after[name] - before[name] <= limits[name] for name in limits)
-    return fine, {"first third": before, "last third": after, "may grow by": limits, "samples": len(samples)}
+    tenth = max(1, len(kept) // 10)
+    course = [
+        round(statistics.median(item.rss_mb for item in kept[begin : begin + tenth]))
+        for begin in range(0, len(kept), tenth)
+    ]
+    return fine, {
+        "first third": before, "last third": after, "may grow by": limits, "samples": len(samples),
+        "median rss_mb of each tenth": course,
+    }  # fmt: skip
 
 
 def settled(before: Usage, patience: float) -> tuple[bool, dict[str, Any]]:
