@@ -102,6 +102,22 @@ def test_without_pools_each_stage_speaks_for_itself(rows: str) -> None:
     assert "pool" not in Path("smolcls.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("specs", "names"),
+    [(["fake:red", "linear"], ["fake", "linear"]), (["fake:red", "fake:blue"], ["fake:red", "fake:blue"])],
+)
+def test_a_stage_is_named_after_its_backend_where_no_other_has_it(
+    rows: str, specs: list[str], names: list[str]
+) -> None:
+    words = [part for stage in specs for part in ("--stage", stage)]
+    result = run("fit", rows, "--task", "colours.toml", *words, "--target-accuracy", "0.4", "--out", "smolcls.toml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split()[3:7:2] == names
+    assert [(stage.classifier, stage.name) for stage in load_router("smolcls.toml").stages] == [
+        *zip(specs, names, strict=True)
+    ]
+
+
 def test_a_file_that_is_there_is_kept_but_for_force(rows: str) -> None:
     out = Path("smolcls.toml")
     out.write_text("mine")

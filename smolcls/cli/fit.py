@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,13 @@ def command(
 
 def _router(words: tuple[str, ...], task: Task | None) -> ConfidenceRouter:
     if words:
-        return ConfidenceRouter([_stage(word, as_task(task)) for word in words], task=task)
+        stages = [_stage(word, as_task(task)) for word in words]
+        backends = [str(stage.classifier).partition(":")[0] for stage in stages]
+        short = [  # the backend alone where it says which stage is meant: a path is much to read in a table
+            replace(stage, name=backend) if backends.count(backend) == 1 else stage
+            for stage, backend in zip(stages, backends, strict=True)
+        ]
+        return ConfidenceRouter(short, task=task)
     router = make_classifier(None, None, task)
     assert isinstance(router, ConfidenceRouter)
     return router
