@@ -2,6 +2,7 @@
 
 Pure arithmetic over what `measured.py` found. One half of the rows proposes chains, the other half judges them:
 
+0. Where stages shall pool what they say (`pool.py`), the first half chooses the weights.
 1. On the first half every vector of a grid of thresholds is tried. The chains that no other beats in both error
    and mean latency are the frontier.
 2. The second half had no part in that, so the errors that one of them makes there are binomial, and the one-sided

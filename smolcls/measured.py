@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
+from smolcls.calibration import MIN_ROWS
 from smolcls.classifier import check_labels, check_texts
 from smolcls.errors import BackendError, InputError, SmolclsError, require
 from smolcls.pool import fit_weights, pool_rows
@@ -64,23 +65,26 @@ class Opinions:
     def fit_pools(self) -> tuple[Pool | None, ...]:
         """For each stage the weights of its pool with the stages before it (`smolcls.pool`), or None.
 
-        The first stage has none; nor has one whose name stood there before, which is asked again where others failed,
-        nor one in which no opinion counts.
+        The first stage has none, nor has one in which no opinion counts, nor any where the rows are fewer than a
+        calibration needs. A name that stood there before is asked again where others failed: it keeps its first pool.
         """
-        found: list[Pool | None] = [None] * len(self.stages)
-        members: list[int] = []
+        found: list[Pool | None] = []
         for place, name in enumerate(self.stages):
-            if name in self.stages[:place]:
-                continue
-            members.append(place)
-            if len(members) > 1:
-                weights = fit_weights(self.probabilities[members], self.truth)
-                named = {
-                    self.stages[member]: round(float(weight), 3)
-                    for member, weight in zip(members, weights, strict=True)
-                }
-                if any(named.values()):
-                    found[place] = {other: weight for other, weight in named.items() if weight > 0 or other == name}
+            before = self.stages[:place]
+            members = [before.index(other) for other in dict.fromkeys(before) if before.count(other) == 1]
+            if name in before:
+                first = found[before.index(name)]
+                found.append(
+                    first if first and all(other == name or before.count(other) == 1 for other in first) else None
+                )
+            elif not members or len(self.truth) < MIN_ROWS:
+                found.append(None)
+            else:
+                weights = fit_weights(self.probabilities[[*members, place]], self.truth)
+                names = [*(self.stages[member] for member in members), name]
+                named = {other: round(float(weight), 3) for other, weight in zip(names, weights, strict=True)}
+                kept = {other: weight for other, weight in named.items() if weight > 0 or other == name}
+                found.append(kept if any(kept.values()) else None)
         return tuple(found)
 
     def confidence_and_right(self, pools: Sequence[Pool | None]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: No opinion is surer than this that a label is wrong: one that says 0 would be right whatever all others say.
 LEAST = 1e-6
 _PURPOSE = "Fitting a pool"
-_LARGEST = 10.0  # of a weight; rows that an opinion tells apart without an error would have it grow without end
+_LARGEST = 2.0  # of a weight; rows that an opinion tells apart without an error would have it grow without end
 
 
 def pool(opinions: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]) -> dict[str, float]:
@@ -57,7 +57,7 @@ def pool_rows(probabilities: NDArray[np.float64], weights: NDArray[np.float64]) 
 
 
 def fit_weights(probabilities: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The weights, 0 to 10, under which the rows' labels are likeliest: shape (opinions,). The problem is convex.
+    """The weights, 0 to 2, under which the rows' labels are likeliest: shape (opinions,). The problem is convex.
 
     Args:
         probabilities: shape (opinions, rows, labels).

@@ -214,7 +214,7 @@ def _check_pools(stages: Sequence[Stage]) -> None:
             if name != stage.name and before.count(name) != 1:
                 raise ConfigError(
                     f"The stage {stage.name!r} pools {name!r}, which must name one stage before it; those are "
-                    f"{', '.join(before) or 'none'}."
+                    f"{', '.join(before) or 'none'}. Name one of them, or give each stage a name of its own."
                 )
 
 

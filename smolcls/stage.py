@@ -82,6 +82,8 @@ class Stage:
             raise ConfigError(
                 f"A stage's pool has weights by the names of stages, its own {self.name!r} among them; found {pool!r}."
             )
+        if not any(pool.values()):
+            raise ConfigError(f"A stage's pool needs a weight above 0; found {pool!r}.")
         for name, weight in pool.items():
             number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
             if not number or not 0 <= weight <= _LARGEST_WEIGHT:

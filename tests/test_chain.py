@@ -267,15 +267,20 @@ def test_a_pool_is_fitted_on_the_rows_that_propose_and_tells_more_than_its_stage
     assert fitted.pools == found.pools
 
 
-def test_a_name_that_stood_there_before_gets_no_pool_and_stands_in_none() -> None:
+def test_a_name_that_stood_there_before_keeps_its_pool_and_stands_in_no_later_one() -> None:
     given = opinions(200, seed=2, names=("a", "b", "a", "c")).opinions
     assert given is not None
     first, second, again, last = given.fit_pools()
     assert (first, again) == (None, None)
+    assert given.stages.count("a") == 2
     assert second is not None
     assert set(second) == {"a", "b"}
     assert last is not None
-    assert set(last) == {"a", "b", "c"}
+    assert set(last) == {"b", "c"}, "a is not one stage before it"
+    *_, repeated = opinions(200, seed=2, names=("a", "b", "b")).opinions.fit_pools()  # type: ignore[union-attr]
+    assert repeated is not None
+    assert set(repeated) == {"a", "b"}
+    assert opinions(29, seed=2).opinions.fit_pools() == (None, None)  # type: ignore[union-attr]
 
 
 def test_a_stage_beside_which_no_opinion_counts_has_no_pool() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,3 +102,18 @@ def test_an_aim_is_checked_before_any_stage_is_asked() -> None:
         ConfidenceRouter(stages, task=COLOURS).fit(rows_of_two(4))
     assert isinstance(stages[0].classifier, FakeClassifier)
     assert stages[0].classifier.asked == []
+
+
+def test_a_chain_in_which_a_stage_stands_twice_is_fitted_with_pools() -> None:
+    fast, slow = fakes()
+    names = ("fast", "slow", "fast", "last")
+    stages = [replace(stage, name=name) for stage, name in zip((fast, slow, fast, slow), names, strict=True)]
+    router = ConfidenceRouter(stages, task=COLOURS)
+    first, second, again, last = (stage.pool for stage in router.fit(rows_of_two(300), max_error=0.05).stages)
+    assert (first, again) == (None, None)
+    assert second is not None
+    assert "slow" in second
+    assert last is not None
+    assert "fast" not in last
+    kept = router.fit(rows_of_two(300), max_error=0.05, pool=False)
+    assert [stage.pool for stage in kept.stages] == [None] * 4

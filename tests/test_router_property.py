@@ -75,7 +75,7 @@ behaviours = st.builds(
     accept=st.none() | st.lists(st.sampled_from(NAMES), unique=True),
     abstains_below=st.just(0.0) | confidences,
     failures=st.integers(1, 3),
-    weights=st.none() | st.tuples(*[st.floats(0.0, 2.0)] * 4),
+    weights=st.none() | st.tuples(st.floats(0.1, 2.0), *[st.floats(0.0, 2.0)] * 3),
 )
 batches = st.lists(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4), min_size=1, max_size=5)
 

@@ -60,6 +60,7 @@ def test_labels_are_all_that_the_options_name() -> None:
             "weights by the names of stages, its own 'rules' among them; found {'linear': 1.0}",
         ),
         ({"pool": 0.5}, "weights by the names of stages, its own 'rules' among them; found 0.5"),
+        ({"pool": {"rules": 0, "linear": 0.0}}, "A stage's pool needs a weight above 0; found {'rules': 0"),
         ({"pool": {"rules": -1}}, "A stage's pool['rules'] must be a number from 0 to 100; found -1"),
         ({"pool": {"rules": math.nan}}, "A stage's pool['rules'] must be a number from 0 to 100; found nan"),
         ({"timeout": 0}, "A stage's timeout must be a number of seconds above 0, at most 1e9; found 0"),
@@ -100,7 +101,7 @@ def test_a_stage_that_cannot_be(options: dict[str, Any], message: str) -> None:
         (lambda: ConfidenceRouter([Stage("rules", threshold={"spam": 0.5})]), "names the label 'spam'"),
         (
             lambda: ConfidenceRouter(["linear", Stage("rules", pool={"onnx": 1, "rules": 1}), "onnx"]),
-            "The stage 'rules' pools 'onnx', which must name one stage before it; those are linear.",
+            "The stage 'rules' pools 'onnx', which must name one stage before it; those are linear. Name one",
         ),
         (
             lambda: ConfidenceRouter(["rules", "rules", Stage("linear", pool={"rules": 1, "linear": 1})]),

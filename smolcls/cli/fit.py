@@ -38,7 +38,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Probability that the bound holds.")
 @click.option(
     "--pool/--no-pool", default=True, show_default=True,
-    help="Let what earlier stages said about a text count in each stage's answer, with weights fitted on the rows.",
+    help="Let what earlier stages said about a text count in each stage's answer, with weights fitted on the rows; "
+    "else stages keep the pools that they have.",
 )  # fmt: skip
 @click.option("--out", type=_FILE, help="Write the chosen chain as a smolcls.toml.")
 @click.option("--force", is_flag=True, help="Replace --out where it is there.")
@@ -50,9 +51,9 @@ def command(
     """Fit the thresholds of a chain on the rows of DATA (JSONL, CSV, Parquet), which no stage was trained on.
 
     Half of the rows propose thresholds, the other half judge them: the table shows each chain on rows that had
-    no part in its choice, where rows of one "family" count as one. A stage's answer pools what the stages before it
-    said, with weights from the first half. Give one of the three aims to have a chain chosen; without one the table
-    is all.
+    no part in its choice, where rows of one "family" count as one. With --pool a stage's answer counts what the
+    stages before it said, with weights from the first half. Give one of the three aims to have a chain chosen;
+    without one the table is all.
 
     \b
     smolcls fit rows.jsonl --stage rules@command --stage linear --stage llamacpp \\
