@@ -73,43 +73,26 @@ def test_a_stage_never_answers_where_it_must_not_but_the_last_always_does() -> N
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0, 0.0), (0.7, 0.9, 0.0), (1.0, 1.0, 0.0)])
-def test_the_arithmetic_is_what_a_router_does(seed: int, thresholds: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "pools", [(None, None, None), (None, {"cheap": 0.3, "middle": 0.8}, {"costly": 0.5, "cheap": 0.6})]
+)
+def test_the_arithmetic_is_what_a_router_does(
+    seed: int, thresholds: tuple[float, ...], pools: tuple[dict[str, float] | None, ...]
+) -> None:
     draw = random.Random(seed)
     texts = [f"text {number}" for number in range(40)]
     rows = [Row(text, draw.choice(COLOURS.names)) for text in texts]
+    answers = [{text: (draw.choice(COLOURS.names), draw.uniform(0.51, 1)) for text in texts} for _ in THREE]
     stages = [
-        Stage(
-            FakeClassifier({text: (draw.choice(COLOURS.names), draw.uniform(0.51, 1)) for text in texts}, task=COLOURS)
-        )
-        for _ in THREE
+        Stage(FakeClassifier(answer, task=COLOURS), name=name, pool=pool)
+        for answer, name, pool in zip(answers, THREE, pools, strict=True)
     ]
     stages[0] = replace(stages[0], accept=["red"])
     point = chain.evaluate(measure(stages, COLOURS, rows), thresholds)
     router = ConfidenceRouter(
         [stage.with_threshold(cut) for stage, cut in zip(stages, thresholds, strict=True)], task=COLOURS
     )
-    answers = router.classify_batch(texts)
-    assert point.errors == sum(answer.label != row.label for answer, row in zip(answers, rows, strict=True))
-    asked = [sum(len(answer.trace) == stage + 1 for answer in answers) / len(texts) for stage in range(3)]
-    assert point.shares == pytest.approx(asked)
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("thresholds", [(0.0, 0.0, 0.0), (0.7, 0.9, 0.0), (1.0, 1.0, 0.0)])
-def test_with_pools_too(seed: int, thresholds: tuple[float, ...]) -> None:
-    draw = random.Random(seed)
-    texts = [f"text {number}" for number in range(40)]
-    rows = [Row(text, draw.choice(COLOURS.names)) for text in texts]
-    answers = [{text: (draw.choice(COLOURS.names), draw.uniform(0.51, 1)) for text in texts} for _ in THREE]
-    stages = [
-        Stage(FakeClassifier(answer, task=COLOURS), name=name) for answer, name in zip(answers, THREE, strict=True)
-    ]
-    stages[0] = replace(stages[0], accept=["red"])
-    pools = ({"cheap": 0.3, "middle": 0.8}, {"costly": 0.5, "cheap": 0.6})
-    stages[1:] = [replace(stage, pool=pool) for stage, pool in zip(stages[1:], pools, strict=True)]
-    stages = [stage.with_threshold(cut) for stage, cut in zip(stages, thresholds, strict=True)]
-    point = chain.evaluate(measure(stages, COLOURS, rows), thresholds)
-    predictions = ConfidenceRouter(stages, task=COLOURS).classify_batch(texts)
+    predictions = router.classify_batch(texts)
     assert point.errors == sum(answer.label != row.label for answer, row in zip(predictions, rows, strict=True))
     asked = [sum(len(answer.trace) == stage + 1 for answer in predictions) / len(texts) for stage in range(3)]
     assert point.shares == pytest.approx(asked)
