@@ -39,6 +39,8 @@ INSTRUCTIONS = {
     "banking77": "Name the intent of the customer's message.",
     "clinc150": "Name the intent of the message.",
 }
+# CLINC150's many rows are learned by heart in three passes: a little dropout and larger steps hold out better.
+RECIPES: dict[str, dict[str, Any]] = {"banking77": {}, "clinc150": {"learning_rate": 8e-4, "dropout": 0.1}}
 HELD_OUT = 0.1
 COVERAGE = 0.95
 WATCHED = 1000  # held-out rows that choose a fine-tuning's checkpoint and temperature
@@ -123,7 +125,7 @@ def fine_tuned(data: Data, out: Path, name: str) -> Classifier:
     epochs = 3.0 if len(data.train) > 2000 else 10.0
     config = TrainConfig(
         data=rows / "train.jsonl", validation=held, test=held, out=folder, epochs=epochs, evaluations=3, hours=12.0,
-        seed=SEED,
+        seed=SEED, **RECIPES[data.task.name],
     )  # fmt: skip
     run = train(config, task=data.task, resume=(folder / "config.json").is_file())
     return load(f"llamacpp:{run.model}", task=data.task)
