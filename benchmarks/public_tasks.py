@@ -35,6 +35,7 @@ from smolcls.data.rows import Row, read_rows, write_rows
 
 METHODS = ("linear", "minilm", "smolcls", "q4_k_m", "onnx", "codes", "setfit", "chain")
 FINE_TUNED = ("smolcls", "codes")
+ONNX_MODEL = Path("smolcls", "onnx", "model.onnx")
 INSTRUCTIONS = {
     "banking77": "Name the intent of the customer's message.",
     "clinc150": "Name the intent of the message.",
@@ -146,7 +147,7 @@ def requantised(data: Data, out: Path) -> Classifier:
 
 def chain(data: Data, out: Path) -> Classifier:
     """The n-grams where they are sure enough, else the fine-tuned model with them: the held-out rows choose both."""
-    linear, model = needed(out / "linear" / "model.safetensors", out / "smolcls" / "onnx" / "model.onnx")
+    linear, model = needed(out / "linear" / "model.safetensors", out / ONNX_MODEL)
     router = ConfidenceRouter(
         [Stage(f"linear:{linear}", name="linear"), Stage(f"onnx:{model}", name="smolcls")], task=data.task
     )
@@ -168,7 +169,7 @@ def make(method: str, data: Data, out: Path) -> Classifier:
     if method == "q4_k_m":
         return requantised(data, out)
     if method == "onnx":
-        [model] = needed(out / "smolcls" / "onnx" / "model.onnx")
+        [model] = needed(out / ONNX_MODEL)
         return load(f"onnx:{model}", task=data.task)
     if method == "chain":
         return chain(data, out)
