@@ -1,5 +1,7 @@
-"""Classify a few lines: what each one is, how sure that is, and who answered. Needs nothing but smolcls;
-with the extra `local` the embedded model answers what rules and n-grams are not sure of.
+"""Classify a few lines: what each one is, how sure that is, and who answered.
+
+Needs nothing but smolcls. Where the embedded model is installed (README, "Install and run"), it answers what rules and
+n-grams are not sure of.
 """
 
 import smolcls

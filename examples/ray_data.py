@@ -32,7 +32,7 @@ class Classify:
 if __name__ == "__main__":
     source, folder = sys.argv[1:]
     rows = ray.data.read_json(source, lines=True)
-    # As many workers as there are cores. llama.cpp uses several by itself: give map_batches num_cpus=8, say.
+    # As many workers as there are cores. A model uses several by itself: give map_batches num_cpus=8, say.
     workers = ray.data.ActorPoolStrategy()
     chain = os.environ.get("SMOLCLS_CHAIN", "default")  # read here: workers elsewhere have an environment of their own
     rows.map_batches(Classify, fn_constructor_args=[chain], compute=workers, batch_size=1024).write_json(folder)

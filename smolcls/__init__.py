@@ -106,7 +106,7 @@ def evaluate(classifier: Classifier, rows: "_Iterable[_LabelledText | tuple[str,
 def __getattr__(name: str) -> _Any:
     # Late, and no part of `__all__`: it needs scikit-learn, which a star import must not.
     if name == "SmolclsClassifier":
-        _require("sklearn", extra="train", purpose="SmolclsClassifier")
+        _require("sklearn", extra="evaluate", purpose="SmolclsClassifier")
         from smolcls.estimator import SmolclsClassifier
 
         return SmolclsClassifier

@@ -161,6 +161,7 @@ class _Recipe:
 
     task: Task
     source: Path
+    licence: str | None
     adapter: Path | None
     quantisation: str
     format: str
@@ -185,7 +186,8 @@ def _recipe(task: Task, base: str | Path, quantisation: str | None, format: str,
         "adapter": None if adapter is None else _fingerprint(adapter),
         "quantisation": quantisation,
     }
-    return _Recipe(task, source, adapter, quantisation, format, progress or (lambda *_: None), inputs)
+    licence, silent = modelfile.licence_of(base), lambda *_: None
+    return _Recipe(task, source, licence, adapter, quantisation, format, progress or silent, inputs)
 
 
 def _quantisation(base: str | Path, named: str | None, format: str) -> str:
@@ -223,7 +225,7 @@ def _build_locked(recipe: _Recipe, folder: Path, *, force: bool) -> Built:
         if recipe.format == GGUF:
             from smolcls.export import modelfile
 
-            modelfile.write(recipe.task, MODEL, built.modelfile)
+            modelfile.write(recipe.task, MODEL, built.modelfile, recipe.licence)
         digest, fitted = sha256(built.model), _fitted(recipe)
         if fitted is not None and fitted.is_file():
             # It was fitted on a build of the same inputs, whose bytes may differ between machines.

@@ -213,9 +213,7 @@ def _stage_from_word(word: str) -> Stage:
         return Stage(spec, threshold=float(threshold[0]) if threshold else 0.0)
     except ValueError as error:  # a threshold out of its range too: ConfigError is one
         reason = str(error).rstrip(".")
-        raise ConfigError(
-            f"Expected stages such as rules@0.99,llamacpp@0.8,rules; found {word!r}: {reason}."
-        ) from error
+        raise ConfigError(f"Expected stages such as rules@0.99,onnx@0.8,rules; found {word!r}: {reason}.") from error
 
 
 def _task(name: str, folder: Path) -> Task:

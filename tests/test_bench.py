@@ -121,7 +121,7 @@ def test_a_backend_is_measured_in_a_process_of_its_own() -> None:
     assert found["load_ms"] >= 0
     assert found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
     assert found["texts_per_second"] > 0
-    assert found["peak_mb"] is None or found["peak_mb"] > 5
+    assert sys.platform == "win32" or found["peak_mb"] > 5
     rates = {name for name in found if "tokens_per_second" in name or name.endswith("of_raw")}
     assert len(rates) == 6
     assert all(found[name] is None for name in rates)

@@ -128,7 +128,7 @@ def test_a_task_of_ones_own() -> None:
             2,
             "No backend 'lamacpp'; installed are: fake, linear, llamacpp, ollama, onnx",
         ),
-        (["classify", "--chain", "rules@2", "a"], 2, "Expected stages such as rules@0.99,llamacpp@0.8,rules; found"),
+        (["classify", "--chain", "rules@2", "a"], 2, "Expected stages such as rules@0.99,onnx@0.8,rules; found"),
         (["classify", "--task", "no.toml", "a"], 2, "No task 'no.toml': expected one of three-type, or the path"),
         (
             ["classify", "--backend", "fake", "--min-confidence", "nan", "a"],

@@ -208,6 +208,6 @@ def test_sources_that_cannot_be_quantised(tiny: Path, tmp_path: Path, capfd: pyt
         quantise(tmp_path / "q4.gguf", tmp_path / "x.gguf", "Q8_0", threads=1)
     (tmp_path / "half.gguf").write_bytes(tiny.read_bytes()[:50_000])
     with pytest.raises(ModelError, match=r"half\.gguf is not a whole GGUF file"):
-        quantise(tmp_path / "half.gguf", tmp_path / "x.gguf")
+        quantise(tmp_path / "half.gguf", tmp_path / "x.gguf", "Q4_K_M")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["half.gguf", "q4.gguf"]
     assert capfd.readouterr() == ("", "")

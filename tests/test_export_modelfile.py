@@ -155,3 +155,18 @@ def test_it_is_written_whole(tmp_path: Path) -> None:
     modelfile.write(SHIPPED, "model.gguf", tmp_path / "Modelfile")
     assert (tmp_path / "Modelfile").read_bytes() == modelfile.render(SHIPPED, "model.gguf").encode()
     assert b"\r" not in (tmp_path / "Modelfile").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("base", "known"),
+    [
+        ("bundled", True),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", True),
+        (Path("models/smollm2-1.7b-instruct.Q8_0.gguf"), True),
+        ("SmolLM2-work/other-135m.gguf", False),
+        ("org/another-model", False),
+    ],
+)
+def test_a_licence_is_said_of_smollm2_alone(base: str | Path, known: bool) -> None:
+    text = modelfile.render(SHIPPED, "model.gguf", modelfile.licence_of(base))
+    assert ("LICENSE" in dict(parse(text))) == known

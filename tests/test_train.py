@@ -146,7 +146,8 @@ def test_the_card_shows_the_measured_numbers(trained: tuple[Run, Listener]) -> N
     card = run.card.read_text()
     found = json.loads(run.metrics.read_text())["test"]
     assert f"| test | {found['rows']} | {found['accuracy']:.1%} |" in card
-    assert card.startswith("---\nlicense: apache-2.0\n")
+    assert card.startswith("---\nbase_model: ")  # no licence: the tiny base says none
+    assert f"`model.gguf` is {run.config().quantisation}, `onnx/model.onnx` the same" in card
     assert f"rank 16, alpha 32, dropout {0.0}" in card
 
 

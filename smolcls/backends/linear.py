@@ -1,6 +1,6 @@
 """N-grams with logistic regression: the cheap first stage, and the baseline that every model has to beat.
 
-It answers in tens of microseconds with nothing but the standard library, and knows only what its training
+It answers in well under a millisecond with nothing but the standard library, and knows only what its training
 rows spell; `smolcls.train.linear` makes it.
 """
 

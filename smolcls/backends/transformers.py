@@ -72,7 +72,7 @@ class TransformersClassifier(Classifier):
         if not isinstance(model, (str, Path)) or not str(model).strip():
             raise ConfigError(
                 "The transformers backend needs a model: a folder, a Hub id or a GGUF file, such as "
-                f"transformers:runs/x/merged; found {model!r}. The embedded default is llamacpp's."
+                f"transformers:runs/x/merged; found {model!r}. The embedded model is that of onnx and llamacpp."
             )
         self._source = model
         if os.path.isdir(user_path(model)):

@@ -29,7 +29,7 @@ _WIDTH = len("beside 2 busy")
 @click.argument("data", metavar="DATA", type=_FILE)
 @click.option(
     "--backend", "backends", multiple=True, metavar="SPEC",
-    help="A backend, such as llamacpp or ollama:three-type; or chain, or chain:CHAIN. [default: chain]",
+    help="A backend, such as onnx or ollama:three-type; or chain, or chain:CHAIN. [default: chain]",
 )  # fmt: skip
 @click.option("--rounds", type=_COUNT, default=5, show_default=True, help="How often each backend is measured.")
 @click.option("--calls", type=_COUNT, default=200, show_default=True, help="Single calls a round, spread over DATA.")
@@ -54,8 +54,8 @@ def command(
     """Measure what backends cost on the texts of DATA (JSONL, CSV or Parquet): time, memory, and what they get right.
 
     \b
-    smolcls bench rows.jsonl --backend rules --backend llamacpp
-    smolcls bench rows.jsonl --backend llamacpp --backend ollama:three-type --busy 2 --json bench.json
+    smolcls bench rows.jsonl --backend rules --backend onnx
+    smolcls bench rows.jsonl --backend onnx --backend ollama:three-type --busy 2 --json bench.json
 
     In each round every backend is started once, in a process of its own, and shown is the median over the rounds.
 

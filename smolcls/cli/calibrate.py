@@ -19,7 +19,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command("calibrate")
 @click.argument("data", metavar="DATA", type=_FILE)
-@click.option("--backend", required=True, metavar="SPEC", help="The backend, such as llamacpp:model.gguf.")
+@click.option("--backend", required=True, metavar="SPEC", help="The backend, such as onnx:model.onnx.")
 @click.option("--out", type=_FILE, help="The file to write; without it calibration.json beside the model.")
 @task_option
 def command(data: Path, backend: str, out: Path | None, task_name: str | None) -> None:
@@ -30,7 +30,7 @@ def command(data: Path, backend: str, out: Path | None, task_name: str | None) -
     as calibration=FILE.
 
     \b
-    smolcls calibrate rows.jsonl --backend llamacpp:model.gguf
+    smolcls calibrate rows.jsonl --backend onnx:model.onnx
     """
     from smolcls import metrics
     from smolcls.data.tables import label_indices, read_table

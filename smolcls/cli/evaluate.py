@@ -66,7 +66,7 @@ def _table_options(command: Callable[..., None]) -> Callable[..., None]:
 @_table_options
 @click.option(
     "--backend", "backends", multiple=True, metavar="SPEC",
-    help="A backend, such as llamacpp or ollama:three-type; or chain, or chain:CHAIN. [default: chain]",
+    help="A backend, such as onnx or ollama:three-type; or chain, or chain:CHAIN. [default: chain]",
 )  # fmt: skip
 @click.option("--report", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write a report there.")
 @click.option("--require", "gates", multiple=True, metavar="GATE", help="Such as 'accuracy>=0.95'.")
@@ -82,7 +82,7 @@ def command(
     model is shipped for the task. --backend, --require, --slice and --where may be repeated.
 
     \b
-    smolcls evaluate rows.jsonl --backend rules --backend llamacpp --report report
+    smolcls evaluate rows.jsonl --backend rules --backend onnx --report report
     smolcls evaluate rows.csv --label intent --require 'accuracy>=0.95' --require 'recall.workflow>=0.9'
 
     A gate is a metric, one of >=, <=, > and <, and a number; every named backend must pass it, else the exit code

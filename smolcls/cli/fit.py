@@ -56,7 +56,7 @@ def command(
     without one the table is all.
 
     \b
-    smolcls fit rows.jsonl --stage rules@command --stage linear --stage llamacpp \\
+    smolcls fit rows.jsonl --stage rules@command --stage linear --stage onnx \\
         --max-error 0.05 --out smolcls.toml
     """
     from smolcls import chain

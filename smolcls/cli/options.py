@@ -21,12 +21,12 @@ task_option = click.option(
     "--task", "task_name", metavar="NAME|FILE", help="The task: three-type, or a TOML file. [default: three-type]"
 )
 backend_option = click.option(
-    "--backend", metavar="SPEC", help="One backend instead of the chain, such as llamacpp or ollama:three-type."
+    "--backend", metavar="SPEC", help="One backend instead of the chain, such as onnx or ollama:three-type."
 )
 chain_option = click.option(
     "--chain",
     metavar="CHAIN",
-    help="The chain: a TOML file, or a list such as rules@0.99,llamacpp@0.8,rules, or default. "
+    help="The chain: a TOML file, or a list such as rules@0.99,onnx@0.8,rules, or default. "
     "Without it SMOLCLS_CHAIN, a smolcls.toml or the default chain is taken.",
 )
 min_confidence_option = click.option(

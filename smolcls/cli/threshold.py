@@ -25,7 +25,7 @@ _SEED = 7
 
 @click.command("threshold")
 @click.argument("data", metavar="DATA", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--backend", required=True, metavar="SPEC", help="The backend, such as llamacpp or ollama:three-type.")
+@click.option("--backend", required=True, metavar="SPEC", help="The backend, such as onnx or ollama:three-type.")
 @click.option("--max-error", type=float, required=True, metavar="0..1", help="The limit on the error.")
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Probability that it is kept.")
 @click.option(
@@ -40,7 +40,7 @@ def command(data: Path, backend: str, max_error: float, confidence: float, of: O
     the rows were. Rows of one "family" resemble each other, so that one of them counts, drawn at random.
 
     \b
-    smolcls threshold rows.jsonl --backend llamacpp --max-error 0.05
+    smolcls threshold rows.jsonl --backend onnx --max-error 0.05
     """
     from smolcls.data.tables import label_indices, read_table
 

@@ -82,7 +82,7 @@ def _number_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @quantisation_option
 @click.option("--create", "name", metavar="NAME", help="Hand the model to the Ollama server under this name.")
 def command(task_name: str | None, resume: bool, name: str | None, **settings: Any) -> None:
-    """Train a model on labelled rows, and export it: GGUF, Modelfile, calibration, metrics, model card.
+    """Train a model on labelled rows, and export it: GGUF, ONNX, Modelfile, calibration, metrics, model card.
 
     The engine linear takes seconds, and makes a model of n-grams: the cheap first stage of a chain.
 

@@ -39,7 +39,7 @@ def suspects(rows: Sequence[Row], *, seed: int = 7) -> list[Suspect]:
         MissingExtraError: scikit-learn is not installed.
         InputError: fewer than two labels, or a label of fewer families than there are folds.
     """
-    selection = require("sklearn.model_selection", extra="train", purpose="Looking for label errors")
+    selection = require("sklearn.model_selection", extra="evaluate", purpose="Looking for label errors")
     labels = [row.label for row in rows]
     families = [own_family(row) for row in rows]
     names = _checked(labels, families)

@@ -1,4 +1,5 @@
-"""From weights to the files that answer: merged GGUF, quantised GGUF, Modelfile.
+"""From weights to the files that answer: merged GGUF, quantised GGUF, ONNX, Modelfile.
 
-Needs numpy and gguf, no torch; `build` and `train` both stand on it. It knows nothing of training.
+Needs numpy and gguf, for ONNX also onnx and tokenizers, no torch; `build` and `train` both stand on it. It knows
+nothing of training.
 """

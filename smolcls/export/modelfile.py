@@ -29,6 +29,11 @@ def template() -> str:
     )
 
 
+def licence_of(base: str | Path) -> str | None:
+    """The licence of what is built on a base: known of SmolLM2, the bundled one among them; else None."""
+    return LICENCE if base == "bundled" or "smollm2" in Path(base).name.lower() else None
+
+
 def context(task: Task) -> int:
     """Tokens of context that any prompt of the task fits into; Ollama cuts a longer one, and says nothing.
 
@@ -51,11 +56,12 @@ def parameters(task: Task) -> dict[str, int | float | str]:
     }
 
 
-def render(task: Task, model: str) -> str:
+def render(task: Task, model: str, licence: str | None = LICENCE) -> str:
     """The text of a Modelfile.
 
     Args:
         model: path of the GGUF file, relative to the Modelfile or absolute.
+        licence: the text of its LICENSE; None for a Modelfile without one.
 
     Raises:
         ConfigError: the instruction or the path holds what a Modelfile cannot hold.
@@ -76,8 +82,9 @@ def render(task: Task, model: str) -> str:
     ]
     for key, value in parameters(task).items():
         lines.append(f'PARAMETER {key} "{value}"' if isinstance(value, str) else f"PARAMETER {key} {value}")
-    lines += ["", f'LICENSE """{LICENCE}"""', ""]
-    return "\n".join(lines)
+    if licence is not None:
+        lines += ["", f'LICENSE """{licence}"""']
+    return "\n".join([*lines, ""])
 
 
 def _check_system(system: str) -> None:
@@ -92,9 +99,9 @@ def _check_system(system: str) -> None:
         )
 
 
-def write(task: Task, model: str, path: Path) -> None:
+def write(task: Task, model: str, path: Path, licence: str | None = LICENCE) -> None:
     """Write the Modelfile, whole or not at all."""
-    write_text(path, render(task, model))
+    write_text(path, render(task, model, licence))
 
 
 @dataclass(frozen=True, slots=True)

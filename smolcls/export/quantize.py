@@ -31,7 +31,7 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def quantise(source: Path, target: Path, kind: str = "Q4_K_M", *, threads: int = 0) -> None:
+def quantise(source: Path, target: Path, kind: str, *, threads: int = 0) -> None:
     """Quantise an unquantised GGUF, whole or not at all.
 
     Rows whose length is no multiple of 256 (SmolLM2-135M and 360M have such) fall back to other

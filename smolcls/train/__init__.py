@@ -1,11 +1,11 @@
-"""From labelled rows to a fine-tuned, quantised model, with its calibration, metrics and Modelfile.
+"""From labelled rows to a fine-tuned, quantised model (GGUF, ONNX), with its calibration, metrics and Modelfile.
 
     from smolcls.train import TrainConfig, train
 
     run = train(TrainConfig(data="rows.jsonl", out=Path("runs/mine")), task="mine.toml")
     run.model  # runs/mine/model.gguf
 
-Imported by the command line alone, inside its commands. Importing it loads no library.
+Imported late, by the command line's commands and the scikit-learn estimator. Importing it loads no library.
 """
 
 from smolcls.train.config import TrainConfig

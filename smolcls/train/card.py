@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smolcls.export.layers import name_ranges, read_ranges
+from smolcls.export.modelfile import licence_of
 from smolcls.task import Task
 from smolcls.train.run import Run
 
@@ -21,11 +22,12 @@ def render(run: Run) -> str:
     task, config = run.task(), run.config()
     base = BUNDLED_ID if config.base == "bundled" else str(config.base)
     metrics = run.read(run.metrics.name)
+    eight_bit = f", `onnx/{run.onnx.name}` the same in eight bit for ONNX Runtime" if run.onnx.is_file() else ""
     parts = [
         _front_matter(base),
         f"# {task.name}: {len(task.names)} labels, from {base}",
         f"Puts a short text into one of: {', '.join(task.names)}. Fine-tuned with LoRA by smolcls; "
-        f"`{run.model.name}` is {config.quantisation}.",
+        f"`{run.model.name}` is {config.quantisation}{eight_bit}.",
         "## Labels\n\n" + "\n".join(f"- **{label.name}**: {label.description or label.name}" for label in task.labels),
         "## Measured\n\n" + _results(metrics, task),
         "## Use\n\n```sh\n" + "\n".join(run.commands()) + "\n```",
@@ -39,7 +41,7 @@ def _front_matter(base: str) -> str:
     return "\n".join(
         [
             "---",
-            "license: apache-2.0",
+            *([] if licence_of(base) is None else ["license: apache-2.0"]),
             f"base_model: {base}",
             "pipeline_tag: text-classification",
             "tags: [gguf, lora, text-classification, smolcls]",

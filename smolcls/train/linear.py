@@ -150,8 +150,8 @@ def _frequent(block: str, texts: Sequence[str], settings: LinearSettings) -> lis
 
 def _vectors(grams: Mapping[str, Sequence[str]], texts: Sequence[str]) -> Any:
     """The rows' TF-IDF vectors, block beside block: a sparse matrix of shape (texts, n-grams)."""
-    extraction = require("sklearn.feature_extraction.text", extra="train", purpose=_PURPOSE)
-    sparse = require("scipy.sparse", extra="train", purpose=_PURPOSE)
+    extraction = require("sklearn.feature_extraction.text", extra="evaluate", purpose=_PURPOSE)
+    sparse = require("scipy.sparse", extra="evaluate", purpose=_PURPOSE)
     blocks = [
         extraction.TfidfVectorizer(analyzer=BLOCKS[block], vocabulary=grams[block], sublinear_tf=True).fit_transform(
             texts
@@ -165,11 +165,11 @@ def _regression(
     vectors: Any, truth: Sequence[int], settings: LinearSettings
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Multinomial logistic regression: weights of shape (labels, n-grams), and intercepts."""
-    linear = require("sklearn.linear_model", extra="train", purpose=_PURPOSE)
+    linear = require("sklearn.linear_model", extra="evaluate", purpose=_PURPOSE)
     fitted = linear.LogisticRegression(C=settings.strength, max_iter=1000).fit(vectors, truth)
     weights, intercepts = fitted.coef_, fitted.intercept_
     if len(intercepts) == 1:  # of two labels scikit-learn keeps the second's lead over the first
-        numpy = require("numpy", extra="train", purpose=_PURPOSE)
+        numpy = require("numpy", extra="evaluate", purpose=_PURPOSE)
         sides = numpy.array([[-0.5], [0.5]])
         return sides * weights, (sides * intercepts)[:, 0]
     return weights, intercepts

@@ -56,7 +56,7 @@ def train(
     if chosen == "unsloth":  # it patches transformers and TRL, and must be imported before them
         require("unsloth", extra="unsloth", purpose="The engine unsloth")
     for package in _NEEDED_BY_LINEAR if linear else _NEEDED:
-        require(package, extra="train", purpose="Training")
+        require(package, extra="evaluate" if linear else "train", purpose="Training")
     # First, for torch then computes with the same OpenMP, whose workers `native` bids spin no longer than is good:
     # beside two busy processes on two cores, 384 rows took 90 seconds so, and 404 otherwise.
     if not linear:

@@ -140,7 +140,7 @@ def _fit_onnx(run: Run, held: Sequence[Row], watcher: Watcher) -> Calibration:
 
 
 def _modelfile(run: Run, watcher: Watcher) -> None:
-    modelfile.write(run.task(), run.model.name, run.modelfile)
+    modelfile.write(run.task(), run.model.name, run.modelfile, modelfile.licence_of(run.config().base))
 
 
 def _merge(run: Run, watcher: Watcher) -> None:
