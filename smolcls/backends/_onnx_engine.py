@@ -64,6 +64,7 @@ class Engine:
         self._lock = threading.Lock()
         forks.computing_here()
         self._session, metadata = self._open(path, threads)
+        native.trim_memory()  # what reading the file took, about half of its size, before more is taken
         self._past: dict[str, Any] = {}
         missing = [key for key in KEYS if key not in metadata]
         if missing or metadata["format"] != FORMAT:
@@ -77,7 +78,7 @@ class Engine:
             raise
         except Exception as error:  # what a damaged file makes of tokenizer, shapes or numbers is not told apart
             raise ModelError(f"{path} is damaged: {error}. Build it again.") from error
-        native.trim_memory()  # what reading the file took, about half of its size
+        native.trim_memory()  # what reading the tokenizer took
 
     def score(self, prompts: Sequence[prompt.Prompt]) -> list[Scores]:
         """Scores for rendered prompts, in order. Other threads come in between texts."""
