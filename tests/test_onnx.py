@@ -355,10 +355,13 @@ def test_logits_that_are_no_numbers_are_an_error(tiny_onnx: Path, tmp_path: Path
 
 
 def test_what_onnx_runtime_cannot_compute_is_an_error(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with load(tiny_onnx) as classifier:
-        monkeypatch.setattr(classifier._engine, "_candidates", [10**6])
-        with pytest.raises(BackendError, match=r"ONNX Runtime could not compute \d+ tokens: .*\."):
-            classifier.classify("hi")
+    with load(tiny_onnx, task=TASKS["chain"]) as classifier:
+        before = [log_probabilities(classifier, text) for text in TEXTS]
+        with monkeypatch.context() as patch:
+            patch.setattr(classifier._engine, "_candidates", [10**6])
+            with pytest.raises(BackendError, match=r"ONNX Runtime could not compute \d+ tokens: .*\."):
+                classifier.classify("hi")
+        assert [log_probabilities(classifier, text) for text in TEXTS] == before  # what it had set up is cleared
 
 
 def test_loading_and_classifying_are_silent(tiny_onnx: Path, capfd: pytest.CaptureFixture[str]) -> None:
