@@ -163,6 +163,6 @@ def test_without_scikit_learn_label_errors_name_the_extra(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(
-        MissingExtraError, match=r'Looking for label errors needs the package.*pip install "smolcls\[train\]"'
+        MissingExtraError, match=r'Looking for label errors needs the package.*pip install "smolcls\[evaluate\]"'
     ):
         check({"train": labelled(60)}, TASK, label_errors=True)

@@ -220,7 +220,7 @@ def test_it_is_public_but_loaded_only_when_asked_for(monkeypatch: pytest.MonkeyP
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(MissingExtraError, match=r'SmolclsClassifier needs .*pip install "smolcls\[train\]"'):
+    with pytest.raises(MissingExtraError, match=r'SmolclsClassifier needs .*pip install "smolcls\[evaluate\]"'):
         smolcls.SmolclsClassifier  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'SmolClassifier'"):
         smolcls.SmolClassifier  # noqa: B018

@@ -84,7 +84,7 @@ def test_without_a_model_it_says_what_to_name(model: Any) -> None:
         ConfigError, match="needs a model: a folder, a Hub id or a GGUF file, such as transformers:runs"
     ):
         TransformersClassifier(model)
-    with pytest.raises(ConfigError, match=r"found None. The embedded default is llamacpp's"):
+    with pytest.raises(ConfigError, match=r"found None. The embedded model is that of onnx"):
         smolcls.load("transformers")
 
 
