@@ -6,12 +6,17 @@
 Each answer is compared with what the same stage says when one thread asks it; no call may be lost, and nothing may
 grow. The Ollama server is the one that scripts/serve_ollama.py built, else a local one that speaks its interface; the
 report says which. It needs Linux and the extra `dev`. The exit code is 1 where a check fails.
+
+Memory is judged with the C library's threshold for mappings of their own held at 128 KiB. Left to itself glibc raises
+it with the first model that is freed; later models then lie in its heaps, which give back whole free pages alone, so
+that a process in which models come and go holds more and more that is free (mallopt(3), M_MMAP_THRESHOLD).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,8 @@ from soaking.memory import MOST
 from soaking.run import Plan, run
 
 from smolcls.files import write_text
+
+THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -54,6 +61,8 @@ def main() -> int:
     parser.add_argument("--memory", type=float, default=0.5, help=f"part of the available memory, {MOST} at most")
     parser.add_argument("--report", type=Path, default=Path("soak.json"), help="where the JSON report is written")
     given = vars(parser.parse_args())
+    if THRESHOLD not in os.environ:  # the C library reads it at the start of a process
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {THRESHOLD: "131072"})
     path = given.pop("report")
     report = run(Plan(**given))
     write_text(path, json.dumps(report, indent=2) + "\n")
